@@ -1,0 +1,340 @@
+"""What a run's config may hold: its schema, the rules its values obey, and what identifies a run.
+
+A config is checked here once, before TensorFlow is imported: names and types by the schema when Hydra composes,
+values by `RULES`, arguments of a `_target_` against the signature in its source.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_exp import RequestError
+from mnist_exp.data import DataError, check_validation
+
+PACKAGE = Path(__file__).resolve().parent
+# In a wheel the conf tree lies inside the package, in a checkout beside it.
+CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+
+
+class ConfigError(RequestError):
+    """The config makes no sense."""
+
+
+@dataclass
+class TrainerConfig:
+    """See conf/trainer/default.yaml for values and meaning."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    execution: str = MISSING
+    devices: str = MISSING
+    threads: int | None = MISSING
+    precision: str = MISSING
+    early_stopping: str | None = MISSING
+    patience: int = MISSING
+
+
+@dataclass
+class TrackingConfig:
+    """See conf/tracking/default.yaml for values and meaning."""
+
+    uri: str | None = MISSING
+    experiment: str = MISSING
+
+
+@dataclass
+class SweepConfig:
+    """What a multirun tells each of its runs."""
+
+    id: str | None = None  # set by mnist_exp.sweep when a multirun starts
+    data: str | None = None  # what data=auto means in all of its runs
+
+
+@dataclass
+class Config:
+    """One run. The group nodes are plain dicts with a `_target_`, so that a new option needs no schema."""
+
+    experiment: str | None = None  # the preset's name
+    name: str = "${hydra:runtime.choices.model}-${hydra:runtime.choices.optimizer}"
+    seed: int = 0
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    data: Any = MISSING
+    augment: Any = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    says: str
+    holds: Callable[[Any], bool]
+
+
+def _integer(low: int, high: float = float("inf")) -> Rule:
+    bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+    return Rule(f"a whole number, {bound}", lambda v: type(v) is int and low <= v <= high)
+
+
+def _number(says: str, holds: Callable[[float], bool]) -> Rule:
+    return Rule(f"a number {says}", lambda v: type(v) in (int, float) and holds(v))
+
+
+def _choice(*options: str) -> Rule:
+    return Rule("one of " + ", ".join(options), lambda v: v in options)
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(f"null or {rule.says}", lambda v: v is None or rule.holds(v))
+
+
+def _list_of(rule: Rule) -> Rule:
+    says = f"a list, each entry {rule.says}"
+    return Rule(says, lambda v: isinstance(v, list) and all(rule.holds(entry) for entry in v))
+
+
+_COUNT = _integer(1)
+_BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool))
+_POSITIVE = _number("above 0", lambda v: 0 < v < float("inf"))
+_NOT_NEGATIVE = _number("of at least 0", lambda v: 0 <= v < float("inf"))
+_SHARE = _number("from 0 to 1", lambda v: 0 <= v <= 1)
+_SHARE_BELOW_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
+_NAME = Rule(
+    "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
+)
+# fmt: off
+ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid",
+               "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "squareplus", "linear")
+# fmt: on
+
+# A key's name means the same wherever it stands, so its rule is stated once, for a user's own options too.
+RULES: dict[str, Rule] = {
+    "seed": _integer(0, 2**31 - 1),
+    "name": _NAME,
+    "tracking.experiment": _NAME,
+    "tracking.uri": _optional(_NAME),
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "patience": _COUNT,
+    "threads": _optional(_COUNT),
+    "execution": _choice("auto", "resident", "keras"),
+    "devices": Rule(
+        "auto, cpu, gpu, or cpu:N or gpu:N with N of at least 2",
+        lambda v: isinstance(v, str) and re.fullmatch(r"auto|(cpu|gpu)(:([2-9]|[1-9]\d+))?", v) is not None,
+    ),
+    "precision": _choice("float32", "mixed_bfloat16", "mixed_float16"),
+    "early_stopping": _optional(_choice("val_loss", "val_accuracy")),
+    "hidden": _list_of(_COUNT),
+    "filters": Rule("a list of at least one whole number, each at least 1", lambda v: v and _list_of(_COUNT).holds(v)),
+    "width": _COUNT,
+    "blocks": _COUNT,
+    "activation": _choice(*ACTIVATIONS),
+    "dropout": _SHARE_BELOW_1,
+    "batch_norm": _BOOLEAN,
+    "learning_rate": _POSITIVE,
+    "momentum": _SHARE_BELOW_1,
+    "nesterov": _BOOLEAN,
+    "rho": _SHARE_BELOW_1,
+    "beta_1": _SHARE_BELOW_1,
+    "beta_2": _SHARE_BELOW_1,
+    "adam_beta_1": _SHARE_BELOW_1,
+    "adam_beta_2": _SHARE_BELOW_1,
+    "epsilon": _POSITIVE,
+    "initial_accumulator_value": _NOT_NEGATIVE,
+    "weight_decay": _optional(_NOT_NEGATIVE),
+    "global_clipnorm": _optional(_POSITIVE),
+    "use_ema": _BOOLEAN,
+    "ema_momentum": _SHARE,
+    "alpha": _SHARE,
+    "warmup": _SHARE_BELOW_1,
+    "start": _SHARE,
+    "final": _number("above 0, up to 1", lambda v: 0 < v <= 1),
+    "factor": _number("above 0, up to 1", lambda v: 0 < v <= 1),
+    "drops": Rule(
+        "a rising list of numbers between 0 and 1",
+        lambda v: _list_of(_SHARE_BELOW_1).holds(v) and v == sorted(set(v)) and 0 not in v,
+    ),
+    "split_seed": _integer(0, 2**31 - 1),
+}
+
+# What `run` hands to a builder before the config's own keys.
+FACTS = {
+    "model": ("image_shape", "num_classes"),
+    "optimizer": (),
+    "schedule": ("learning_rate", "total_steps"),
+    "data": (),
+    "augment": ("seed",),
+}
+
+
+def check(composed: DictConfig) -> Config:
+    """Turn what Hydra composed into a `Config` whose every value obeys the rules.
+
+    Raises:
+        ConfigError: with one line for each mistake, naming the key, the rule and what was received.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    if not isinstance(config, Config):
+        raise ConfigError("the config must have `schema` first in its defaults list, see conf/train.yaml")
+    mistakes = list(_mistakes(config))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def explain(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf says in several, with the valid keys where a key is unknown."""
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    text, _, _ = str(error).partition("\nConfig search path")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("    ")]
+    if isinstance(cause, OmegaConfBaseException):
+        if cause is not error:
+            lines = [lines[0].rstrip("."), str(cause).splitlines()[0]]
+        else:
+            lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
+        if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
+            lines.append("its keys: " + ", ".join(sorted(map(str, cause.parent_node))))
+    return "; ".join(lines)
+
+
+def _mistakes(config: Config) -> Iterator[str]:
+    for group, facts in FACTS.items():
+        yield from _target_mistakes(group, getattr(config, group), facts)
+    for key, value in flatten(asdict(config)).items():
+        rule = RULES.get(key) or RULES.get(key.rpartition(".")[2])
+        if rule is not None and not rule.holds(value):
+            yield f"{key} must be {rule.says}, got {value!r}"
+    if isinstance(config.data, dict) and config.data.get("validation") is not None:
+        try:
+            check_validation(config.data["validation"])
+        except DataError as error:
+            yield str(error)
+
+
+def _target_mistakes(group: str, node: Any, facts: tuple[str, ...]) -> Iterator[str]:
+    if not isinstance(node, dict) or "_target_" not in node:
+        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        yield f"{group} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
+        return
+    target = node["_target_"]
+    if (group == "augment" and target is None) or target == "mnist_exp.data.auto":
+        return
+    try:
+        accepted, required = signature(target)
+    except LookupError as error:
+        yield f"{group}._target_ {error}"
+        return
+    given = set(node) - {"_target_"}
+    for key in sorted(given - accepted | given & set(facts)):
+        choices = ", ".join(sorted(accepted - set(facts)))
+        yield f"{group}.{key} is not a key of {target}; its keys: {choices or 'none'}"
+    for key in sorted(required - given - set(facts)):
+        yield f"{group}.{key} is required by {target} and missing"
+
+
+@functools.cache
+def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Names a target accepts and those it requires, read from its source: importing it would import TensorFlow.
+
+    Args:
+        target: dotted path of a function or class, such as `mnist_exp.models.mlp` or `keras.optimizers.Adam`.
+
+    Raises:
+        LookupError: no such module, or no such function or class in it.
+    """
+    if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
+        raise LookupError(f"must be a dotted path to a function, got {target!r}")
+    module, _, name = target.rpartition(".")
+    for path in _sources(module):
+        source = path.read_text(encoding="utf-8")
+        if not re.search(rf"^(def|class) {name}\b", source, re.MULTILINE):
+            continue  # parsing every file of Keras would take a second
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+                return _arguments(node)
+    raise LookupError(f"must name a function or class that exists, got {target!r}")
+
+
+def _sources(module: str) -> list[Path]:
+    if module.startswith("keras."):  # its public modules re-export from keras/src: look in there
+        spec = importlib.util.find_spec("keras")
+        folder = Path(*module.split(".")[1:])
+        assert spec is not None and spec.origin is not None
+        return sorted((Path(spec.origin).parent / "src" / folder).rglob("*.py"))
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    return [Path(spec.origin)] if spec is not None and spec.origin and spec.origin.endswith(".py") else []
+
+
+def _arguments(node: ast.FunctionDef | ast.ClassDef) -> tuple[frozenset[str], frozenset[str]]:
+    if isinstance(node, ast.ClassDef):
+        inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+        if not inits:
+            return frozenset(), frozenset()
+        node = inits[0]
+    positional = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg != "self"]
+    keywords = [a.arg for a in node.args.kwonlyargs]
+    bare = positional[: len(positional) - len(node.args.defaults)]
+    bare += [name for name, default in zip(keywords, node.args.kw_defaults, strict=True) if default is None]
+    return frozenset(positional + keywords), frozenset(bare)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 3}} to {"model.width": 3}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def identity(config: Config, facts: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of everything that can change a run's result.
+
+    Args:
+        config: the checked config; where it is tracked, what it is called and which sweep it is part of do not count.
+        facts: the rest: data fingerprint, package source, library versions, threads, device kind.
+    """
+    semantic = asdict(config)
+    for key in ("tracking", "sweep", "name", "experiment"):
+        del semantic[key]
+    semantic["data"].pop("path", None)  # the fingerprint says what the data are, wherever they lie
+    text = json.dumps({"config": semantic, **facts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_yaml(config: Config) -> str:
+    """A complete config that `train --config-dir FOLDER --config-name config` accepts as it is."""
+    header = (
+        "# Trains this run again: python -m mnist_exp.train --config-dir FOLDER_OF_THIS_FILE --config-name config\n"
+        "defaults:\n- schema\n- hydra_settings\n- _self_\n"
+        "- override hydra/job_logging: disabled\n- override hydra/hydra_logging: disabled\n"
+    )
+    content = asdict(config)
+    del content["sweep"]  # training it again is no part of the sweep it came from
+    return header + OmegaConf.to_yaml(OmegaConf.create(content))

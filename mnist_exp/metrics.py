@@ -1,0 +1,157 @@
+"""Numbers that say how good a classifier is, from its logits and the true labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts how often each true class was taken for each class.
+
+    Args:
+        labels: True classes, integers (n,) in 0..num_classes-1.
+        predictions: Predicted classes, likewise.
+        num_classes: Number of classes k.
+
+    Returns:
+        int64 (k, k); row i, column j counts the images of class i predicted as class j.
+
+    Raises:
+        ValueError: If the lengths differ or a class lies outside 0..num_classes-1.
+    """
+    # As int64 first: uint8 labels, as MNIST stores them, would overflow in the product below.
+    labels, predictions = np.asarray(labels, np.int64), np.asarray(predictions, np.int64)
+    if labels.shape != predictions.shape:
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must have the same shape")
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+            raise ValueError(f"{name} must lie in 0..{num_classes - 1}, got {classes.min()}..{classes.max()}")
+    counts = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64, copy=False)
+
+
+def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of every class.
+
+    Where a ratio is 0/0 (a class never predicted, or without images) it is 0.0, as in scikit-learn's
+    `precision_recall_fscore_support(..., zero_division=0)`.
+
+    Args:
+        confusion: Integers (k, k), rows are true classes.
+
+    Returns:
+        `precision`, `recall` and `f1`, each float64 (k,) in 0..1.
+    """
+    hits = np.diag(confusion).astype(np.float64)
+    predicted, present = confusion.sum(axis=0), confusion.sum(axis=1)
+    return {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, present),
+        "f1": _ratio(2 * hits, predicted + present),
+    }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Class probabilities, float64 (n, k), of logits (n, k); NaN for a row with NaN or +inf."""
+    return np.exp(_log_softmax(logits))
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-probability of the true class.
+
+    Args:
+        logits: Floats (n, k).
+        labels: True classes, integers (n,).
+
+    Returns:
+        Nats per image; NaN for non-finite logits.
+
+    Raises:
+        ValueError: If there are no images, or not one label for each.
+    """
+    _check(logits, labels)
+    return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: how far confidence and accuracy lie apart, on average.
+
+    Images are sorted into `bins` equally wide intervals ((m-1)/bins, m/bins] of the probability of the
+    predicted class; the gaps between mean probability and accuracy are averaged, weighted by the number of
+    images. Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
+
+    Args:
+        logits: Floats (n, k).
+        labels: True classes, integers (n,).
+        bins: Number of intervals.
+
+    Returns:
+        Error in 0..1; NaN for non-finite logits.
+
+    Raises:
+        ValueError: If there are no images, or not one label for each.
+    """
+    _check(logits, labels)
+    probabilities = softmax(logits)
+    confidence = probabilities.max(axis=1)
+    if np.isnan(confidence).any():
+        return float("nan")
+    correct = probabilities.argmax(axis=1) == labels
+    interval = np.ceil(confidence * bins).astype(np.int64)
+    gaps = np.bincount(interval, weights=confidence - correct)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def seconds_to(accuracies: Sequence[float], seconds: Sequence[float], threshold: float) -> float | None:
+    """Time until an accuracy was first reached.
+
+    Args:
+        accuracies: Accuracy after each epoch.
+        seconds: Duration of each epoch.
+        threshold: Accuracy to reach, in the unit of `accuracies`.
+
+    Returns:
+        Seconds from the start to the end of the first epoch that reached it; None if none did.
+
+    Raises:
+        ValueError: If the two sequences differ in length.
+    """
+    elapsed = 0.0
+    for accuracy, duration in zip(accuracies, seconds, strict=True):
+        elapsed += duration
+        if accuracy >= threshold:
+            return elapsed
+    return None
+
+
+def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Finds the wrong predictions the model was surest of.
+
+    Args:
+        logits: Floats (n, k).
+        labels: True classes, integers (n,).
+        count: How many to return at most.
+
+    Returns:
+        int64 indices (m,), m <= count, by falling probability of the predicted class; ties keep their order.
+    """
+    logits = np.asarray(logits)
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    confidence = softmax(logits[wrong]).max(axis=1)
+    return wrong[np.argsort(-confidence, kind="stable")[:count]]
+
+
+def _check(logits: np.ndarray, labels: np.ndarray) -> None:
+    if len(labels) == 0 or len(logits) != len(labels):
+        raise ValueError(f"need one label per image and at least one, got {len(logits)} and {len(labels)}")
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = np.asarray(logits, np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf of a diverged model
+        shifted = logits - logits.max(axis=1, keepdims=True)  # so that no exponential overflows
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

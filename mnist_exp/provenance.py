@@ -1,0 +1,256 @@
+"""What a result came from: the code, the libraries and the machine."""
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+LOG = logging.getLogger(__name__)
+
+# Installed distributions that can change a number, a sweep's choices or what is recorded.
+PACKAGES = (
+    "hydra-core",
+    "hydra-joblib-launcher",
+    "hydra-optuna-sweeper",
+    "hydra-ray-launcher",
+    "hydra-submitit-launcher",
+    "h5py",
+    "keras",
+    "matplotlib",
+    "ml-dtypes",
+    "mlflow",
+    "mlflow-skinny",
+    "numpy",
+    "nvidia-cublas-cu12",
+    "nvidia-cuda-nvcc-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-nccl-cu12",
+    "omegaconf",
+    "optuna",
+    "scikit-learn",
+    "scipy",
+    "tensorflow",
+    "tensorflow-cpu",
+)
+
+# Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).
+ENVIRONMENT = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "KERAS_BACKEND",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "TF_CUDNN_DETERMINISTIC",
+    "TF_CUDNN_USE_AUTOTUNE",
+    "TF_DETERMINISTIC_OPS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "TF_GPU_ALLOCATOR",
+    "TF_GPU_THREAD_MODE",
+    "TF_NUM_INTEROP_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_USE_LEGACY_KERAS",
+    "TF_XLA_FLAGS",
+    "XLA_FLAGS",
+)
+
+DIFF_LIMIT = 2**20  # bytes
+
+# A git hook exports these to point at its own repository, which need not be the package's.
+_REPOSITORY_VARIABLES = {
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_PREFIX",
+}
+_GIT_SECONDS = 10
+
+
+class Code(NamedTuple):
+    """State of the checkout that holds the package.
+
+    `commit` is None outside a repository and before its first commit, `branch` also for a detached HEAD.
+    `dirty` tells whether `diff` holds, or would hold if git had been able to make it, any change.
+    """
+
+    commit: str | None
+    branch: str | None
+    dirty: bool
+    diff: str
+
+
+UNKNOWN = Code(None, None, False, "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of those of `PACKAGES` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def requirements() -> list[str]:
+    """The installed `PACKAGES` as sorted lines `name==version` of a requirements.txt."""
+    return sorted(f"{name}=={version}" for name, version in versions().items() if name != "python")
+
+
+def hardware() -> dict[str, str | int]:
+    """Describes machine and process: `cores` are those this process may use, `memory` is in bytes."""
+    affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "memory": psutil.virtual_memory().total,
+        "hostname": platform.node(),
+        "pid": os.getpid(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """All of the above as one JSON-able dict, with those variables of `ENVIRONMENT` that are set.
+
+    Neither the rest of the environment nor the command line is read: they may hold secrets.
+    """
+    packages = versions()
+    return {
+        "python": packages.pop("python"),
+        "packages": packages,
+        "hardware": hardware(),
+        "variables": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }
+
+
+def source_digest(folder: Path) -> str:
+    """SHA-256, in hex, over paths and contents of the *.py files below `folder`.
+
+    It names the code where no commit does: in an installed wheel or an edited checkout.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")):
+        # The inner hash has a fixed length, so no two lists of files feed the same bytes.
+        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def code_state(folder: Path) -> Code:
+    """Reads commit, branch and uncommitted changes of the repository that holds the package.
+
+    The diff is against HEAD, covers every tracked file and those untracked, not ignored files that lie in
+    the package or in `conf` beside it, and restores them with `git apply` (text that is not UTF-8 excepted).
+    Beyond `DIFF_LIMIT` bytes it is cut, and its last line says so. Nothing in the repository is written.
+
+    Args:
+        folder: The package's folder.
+
+    Returns:
+        The state; `UNKNOWN` when the package is not part of a checkout (an installed wheel, also one that
+        lies inside somebody else's repository), git is missing or refuses; the last with a warning.
+    """
+    folder = folder.resolve()
+    if {"site-packages", "dist-packages"} & set(folder.parts):
+        return UNKNOWN
+    try:
+        # Printed only when tracked or at least not ignored: else the repository around us is not ours.
+        if not _git(folder, "ls-files", "--cached", "--others", "--exclude-standard", "--", "__init__.py"):
+            return UNKNOWN
+        lines = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")).splitlines()
+        top, index = Path(lines[0]), folder / lines[1]
+        commit, branch, untracked = _status(top, folder)
+    except OSError:  # no git
+        return UNKNOWN
+    except subprocess.SubprocessError as error:
+        if "not a git repository" not in _reason(error):
+            LOG.warning("git cannot tell the state of the code: %s", _reason(error))
+        return UNKNOWN
+    try:
+        diff = _diff(top, index, commit, untracked)
+    except (OSError, subprocess.SubprocessError) as error:
+        LOG.warning("git cannot tell the changes of the code: %s", _reason(error))
+        return Code(commit, branch, True, f"# not recorded: {_reason(error)}\n")
+    return Code(commit, branch, bool(diff), _capped(diff))
+
+
+def _status(top: Path, folder: Path) -> tuple[str | None, str | None, list[bytes]]:
+    """Commit, branch and untracked files (relative to `top`) of the package and of conf beside it."""
+    arguments = ["--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all"]
+    records = _git(top, "status", *arguments, "--", str(folder), str(folder.parent / "conf")).split(b"\0")
+    header = dict(os.fsdecode(record[2:]).split(" ", 1) for record in records if record.startswith(b"# "))
+    commit, branch = header["branch.oid"], header["branch.head"]
+    untracked = [record[2:] for record in records if record.startswith(b"? ")]
+    return None if commit == "(initial)" else commit, None if branch == "(detached)" else branch, untracked
+
+
+def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) -> bytes:
+    """Changes since `commit` or since nothing, by a copy of the index that knows the untracked files, too."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "index"
+        if index.exists():  # not before the first `git add`
+            shutil.copy2(index, copy)  # with its time, by which git knows files changed right after it
+        # Any object id does, as a file's content is taken from the working tree: so no object is written.
+        blob = _git(top, "hash-object", "--stdin")
+        entries = b"".join(b"100644 %s\t%s\0" % (blob.strip(), path) for path in untracked)
+        _git(top, "update-index", "-z", "--index-info", index=copy, stdin=entries)
+        tree = commit or _git(top, "hash-object", "-t", "tree", "--stdin").decode().strip()
+        # diff-index, unlike diff, has no user settings that make a patch `git apply` cannot read.
+        options = ["--patch", "--binary", "--no-ext-diff", "--no-textconv", "--no-color"]
+        return _git(top, "diff-index", *options, tree, "--", index=copy)
+
+
+def _capped(diff: bytes) -> str:
+    if len(diff) > DIFF_LIMIT:
+        kept = diff[:DIFF_LIMIT].rpartition(b"\n")[0]
+        diff = kept + b"\n# cut: the whole diff has %d bytes, git apply will refuse this part\n" % len(diff)
+    return diff.decode(errors="replace")
+
+
+def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"") -> bytes:
+    """Output of a git command that asks nothing, pages nothing and leaves the repository as it is.
+
+    Raises:
+        OSError: If there is no git.
+        subprocess.SubprocessError: If it fails or does not end in time.
+    """
+    environ = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    environ |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    if index is not None:
+        environ["GIT_INDEX_FILE"] = str(index)
+    # The file-system monitor is a daemon that would outlive us.
+    settings = ["-c", "core.quotepath=off", "-c", "core.fsmonitor=false"]
+    command = ["git", "--no-pager", "--literal-pathspecs", *settings, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environ, input=stdin, capture_output=True, check=True, timeout=_GIT_SECONDS
+    ).stdout
+
+
+def _reason(error: Exception) -> str:
+    """What git said, or what happened to it."""
+    stderr: bytes | None = getattr(error, "stderr", None)
+    return stderr.decode(errors="replace").strip() if stderr else str(error)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,107 @@
+"""Many training steps in one compiled program, behind `keras.Model.fit`.
+
+The uint8 images live on the device. Each call of the train function runs a stretch of an epoch as one
+`tf.while_loop` that gathers a batch, takes Keras' own `train_step` and accumulates Keras' own metrics, so that the
+interpreter, the input pipeline and the launch of kernels are paid once a stretch instead of once a step.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mnist_exp.data import Split
+
+EVALUATION_BATCH = 1000
+Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+
+
+class Stretches(NamedTuple):
+    """What `fit` iterates over: elements (order int32 (n,), first step, end step), `per_epoch` of them an epoch."""
+
+    elements: tf.data.Dataset
+    per_epoch: int
+
+
+def stretches(orders: Callable[[int], np.ndarray], images: int, batch_size: int, longest: int) -> Stretches:
+    """Cut each epoch into stretches of at most `longest` steps; `orders(epoch)` is the order of its images."""
+    steps = -(-images // batch_size)
+    bounds = np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32)
+
+    def generate() -> Iterator[tuple[np.ndarray, np.int32, np.int32]]:
+        epoch = 0
+        while True:
+            order = orders(epoch)
+            for first, end in zip(bounds, bounds[1:], strict=False):
+                yield order, first, end
+            epoch += 1
+
+    scalar = tf.TensorSpec((), tf.int32)
+    signature = (tf.TensorSpec((images,), tf.int32), scalar, scalar)
+    return Stretches(tf.data.Dataset.from_generator(generate, output_signature=signature), len(bounds) - 1)
+
+
+@contextmanager
+def resident(model: keras.Model, train: Split, validation: Split, batch_size: int, *, xla: bool) -> Iterator[float]:
+    """Inside, `model.fit` over `stretches` trains on `train` and validates on `validation`; yields compile seconds."""
+    _build_state(model, train)
+    began = time.perf_counter()
+    train_program = _program(model, model.train_step, train, batch_size, xla)
+    everything = tf.range(len(validation.labels), dtype=tf.int32)
+    evaluation_batch = min(EVALUATION_BATCH, len(validation.labels))
+    test_steps = -(-len(validation.labels) // evaluation_batch)
+    test_program = _program(model, model.test_step, validation, evaluation_batch, xla)
+    # No steps: compiles, computes nothing.
+    train_program(tf.range(len(train.labels), dtype=tf.int32), tf.constant(0), tf.constant(0))
+    test_program(everything, tf.constant(0), tf.constant(0))
+    compile_seconds = time.perf_counter() - began
+
+    def make_train_function(force: bool = False) -> None:
+        model.train_function = lambda iterator: train_program(*next(iterator))
+
+    def make_test_function(force: bool = False) -> None:
+        model.test_function = lambda _: test_program(everything, tf.constant(0), tf.constant(test_steps))
+
+    model.make_train_function, model.make_test_function = make_train_function, make_test_function
+    try:
+        yield compile_seconds
+    finally:
+        del model.make_train_function, model.make_test_function
+        model.train_function = model.test_function = None
+
+
+def _build_state(model: keras.Model, split: Split) -> None:
+    """Create the variables of optimizer, loss and metrics: inside a loop they could not be created."""
+    model.optimizer.build(model.trainable_variables)
+    images, labels = split.images[:1], tf.constant(split.labels[:1])
+    logits = model(images)
+    model.compute_loss(images, labels, logits)
+    model.compute_metrics(images, labels, logits)
+    model.reset_metrics()
+
+
+def _program(model: keras.Model, step: Callable, split: Split, batch_size: int, xla: bool) -> Program:
+    """A compiled function (order, first, end) that takes `step` on batches first..end-1 of the order."""
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    full, rest = divmod(len(split.labels), batch_size)
+
+    def take(order: tf.Tensor, index: tf.Tensor, size: int) -> None:
+        chosen = tf.slice(order, [index * batch_size], [size])
+        step((tf.gather(images, chosen), tf.gather(labels, chosen)))
+
+    @tf.function(jit_compile=xla, autograph=False)
+    def program(order: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> dict[str, tf.Tensor]:
+        def body(index: tf.Tensor) -> tuple[tf.Tensor]:
+            take(order, index, batch_size)
+            return (index + 1,)
+
+        tf.while_loop(lambda index: index < tf.minimum(end, full), body, (first,), parallel_iterations=1)
+        if rest:  # the last, smaller batch: XLA needs its size when it compiles
+            tf.cond(end > full, lambda: (take(order, tf.constant(full), rest), 0)[1], lambda: 0)
+        return model.get_metrics_result()
+
+    return program

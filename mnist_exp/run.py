@@ -1,0 +1,186 @@
+"""One experiment, from a checked config to a finished run in the tracking store, top to bottom."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from mnist_exp import devices, metrics, plots, provenance, terminal, trainer
+from mnist_exp.config import PACKAGE, Config, ConfigError, flatten, identity, to_yaml
+from mnist_exp.data import Dataset
+from mnist_exp.tracking import Store, tracked_run
+
+
+class Result(NamedTuple):
+    """What a run came to; every metric is in the store under the same name."""
+
+    run_id: str
+    metrics: dict[str, float]
+
+
+def run_experiment(
+    config: Config, dataset: Dataset, store: Store, output: Path, tags: Mapping[str, str], overrides: Sequence[str]
+) -> Result:
+    """Train, evaluate and record one model.
+
+    Args:
+        config: checked, with `data` naming a concrete source.
+        dataset: loaded from `config.data`.
+        store: where the run is recorded.
+        output: folder for the run's local record.
+        tags: of the run, besides those made here.
+        overrides: the command's overrides, recorded as they were given.
+
+    Raises:
+        ConfigError: the batch is larger than the data.
+        DeviceError: the machine lacks the devices asked for.
+        StoreError: the store did not take the run.
+    """
+    settings, images = config.trainer, len(dataset.train.labels)
+    if settings.batch_size > images:
+        raise ConfigError(f"trainer.batch_size must be at most the {images} training images, got {settings.batch_size}")
+    name = f"{config.name}-s{config.seed}"
+    threads = devices.cpu_threads(settings.threads)
+    strategy = devices.configure(settings.devices, threads)
+    devices.fresh_session(config.seed, settings.precision)
+    facts = _facts(dataset, threads, devices.describe(strategy))
+    code = provenance.code_state(PACKAGE)
+    tags = {
+        **tags,
+        "kind": "run",
+        "overrides": " ".join(overrides),
+        "identity": identity(config, facts),
+        "data.name": dataset.name,
+        "data.fingerprint": dataset.fingerprint,
+        "selection": "test" if config.data["validation"] == "test" else "validation",
+        "device": facts["device"],
+        "threads": str(threads),
+        "code.commit": code.commit or "unknown",
+        "code.dirty": str(code.dirty).lower(),
+    }
+    with tracked_run(store, name, flatten(asdict(config)), tags, output) as log:
+        _write_origin(log.folder, config, overrides, code.diff)
+        log.dataset(
+            dataset.name,
+            dataset.source,
+            dataset.fingerprint,
+            {part: list(getattr(dataset, part).images.shape) for part in ("train", "validation", "test")},
+        )
+        with strategy.scope() if strategy is not None else nullcontext():
+            model = _build(config.model, dataset.image_shape, dataset.num_classes)
+            optimizer = _optimizer(config, total_steps=settings.epochs * -(-images // settings.batch_size))
+        replicas = strategy.num_replicas_in_sync if strategy is not None else 1
+        execution = trainer.choose_execution(settings.execution, model, replicas, gpu=facts["device"] != "cpu")
+        log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
+        _write_summary(log.folder, model)
+        log.upload()
+        stopping = settings.early_stopping
+        began = time.perf_counter()
+        with terminal.RunProgress(name, settings.epochs) as progress:
+
+            def on_epoch(epoch: int, values: dict[str, float]) -> None:
+                log.metrics(epoch, values)
+                progress.epoch(epoch, values)
+
+            fitted = trainer.fit(
+                model,
+                optimizer,
+                dataset,
+                epochs=settings.epochs,
+                batch_size=settings.batch_size,
+                seed=config.seed,
+                execution=execution,
+                on_epoch=on_epoch,
+                within_epoch=progress.within_epoch,
+                callbacks=[trainer.early_stopping(stopping, settings.patience)] if stopping else [],
+            )
+        final = {"fit_seconds": time.perf_counter() - began, "parameters": float(model.count_params())}
+        final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
+        epochs = len(fitted.history["train_loss"])
+        log.metrics(epochs, final)
+        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements())
+    print(terminal.summary_line(name, final, epochs, execution.name, log.run_id), flush=True)
+    return Result(log.run_id, final)
+
+
+def _facts(dataset: Dataset, threads: int, device: str) -> dict[str, Any]:
+    """What can change a result besides the config."""
+    return {
+        "data": dataset.fingerprint,
+        "source": provenance.source_digest(PACKAGE),
+        "versions": provenance.versions(),
+        "threads": threads,
+        "device": device,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+    }
+
+
+def _build(node: Mapping[str, Any], *facts: Any) -> Any:
+    """Call a node's `_target_` with runtime facts first and the node's other keys by keyword."""
+    keywords = {key: value for key, value in node.items() if key != "_target_"}
+    return get_object(node["_target_"])(*facts, **keywords)
+
+
+def _optimizer(config: Config, total_steps: int) -> keras.Optimizer:
+    schedule = _build(config.schedule, config.optimizer["learning_rate"], total_steps)
+    return _build({**config.optimizer, "learning_rate": schedule})
+
+
+def _write_origin(folder: Path, config: Config, overrides: Sequence[str], diff: str) -> None:
+    """Write what the run came from: enough to train it again."""
+    environment = json.dumps(provenance.environment(), indent=2)
+    for name, text in (
+        ("config.yaml", to_yaml(config)),
+        ("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides)))),
+        ("environment.json", environment + "\n"),
+        ("requirements.txt", "\n".join(provenance.requirements()) + "\n"),
+        ("code.diff", diff),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_summary(folder: Path, model: keras.Model) -> None:
+    lines: list[str] = []
+    model.summary(print_fn=lines.append, line_length=100)
+    (folder / "model_summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _evaluate(
+    folder: Path, model: keras.Model, dataset: Dataset, fitted: trainer.Fitted, *, validation: str, title: str
+) -> dict[str, float]:
+    """Score the final weights, the test set just this once; write predictions and plots; return the final metrics."""
+    labels, classes = dataset.test.labels, [str(c) for c in range(dataset.num_classes)]
+    test_logits = trainer.predict(model, dataset.test)
+    val_logits = test_logits if validation == "test" else trainer.predict(model, dataset.validation)
+    confusion = metrics.confusion_matrix(labels, test_logits.argmax(axis=1), dataset.num_classes)
+    scores = {"compile_seconds": fitted.compile_seconds, "best_epoch": float(fitted.best_epoch)}
+    for part, logits, truth in (("final_val", val_logits, dataset.validation.labels), ("test", test_logits, labels)):
+        scores[f"{part}_loss"] = metrics.cross_entropy(logits, truth)
+        scores[f"{part}_accuracy"] = float((logits.argmax(axis=1) == truth).mean())
+    scores["test_calibration_error"] = metrics.calibration_error(test_logits, labels)
+    for figure_name, values in metrics.per_class(confusion).items():
+        scores |= {f"test_{figure_name}/{c}": float(value) for c, value in zip(classes, values, strict=True)}
+    for percent in (97, 98, 99):
+        history = fitted.history
+        seconds = metrics.seconds_to(history["val_accuracy"], history["epoch_seconds"], percent / 100)
+        if seconds is not None:
+            scores[f"seconds_to_{percent}"] = seconds
+    np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
+    one_of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in range(dataset.num_classes)])
+    for name, figure in (
+        ("curves", plots.curves(fitted.history, title=title, validation=validation)),
+        ("confusion_matrix", plots.confusion_matrix(confusion, classes)),
+        ("mistakes", plots.mistakes(dataset.test.images, labels, test_logits)),
+        ("samples", plots.samples(dataset.train.images[one_of_each], dataset.train.labels[one_of_each])),
+    ):
+        figure.savefig(folder / f"{name}.png")
+    return scores

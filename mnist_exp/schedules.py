@@ -1,0 +1,57 @@
+"""Learning-rate schedules from the base rate and the total number of steps.
+
+Each returns what a Keras optimizer takes as `learning_rate`. Shares of training become steps here, and only here.
+"""
+
+from collections.abc import Sequence
+
+from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
+
+
+def constant(learning_rate: float, total_steps: int) -> float:
+    """The base rate at every step."""
+    del total_steps
+    return learning_rate
+
+
+def cosine(learning_rate: float, total_steps: int, *, alpha: float) -> LearningRateSchedule:
+    """Half a cosine from the base rate to its share `alpha` (https://arxiv.org/abs/1608.03983, no restarts)."""
+    return CosineDecay(learning_rate, total_steps, alpha=alpha)
+
+
+def warmup_cosine(learning_rate: float, total_steps: int, *, warmup: float, alpha: float) -> LearningRateSchedule:
+    """From 0 up to the base rate over the share `warmup` of the steps, then as `cosine`."""
+    return _rise_and_fall(learning_rate, total_steps, warmup, 0.0, alpha)
+
+
+def exponential(learning_rate: float, total_steps: int, *, final: float) -> LearningRateSchedule:
+    """The base rate times `final` to the power step / total_steps."""
+    return ExponentialDecay(learning_rate, total_steps, final)
+
+
+def step(learning_rate: float, total_steps: int, *, drops: Sequence[float], factor: float) -> LearningRateSchedule:
+    """The base rate, multiplied by `factor` after each of the shares `drops` of the steps."""
+    boundaries = [round(share * total_steps) for share in drops]
+    return PiecewiseConstantDecay(boundaries, [learning_rate * factor**n for n in range(len(drops) + 1)])
+
+
+def one_cycle(
+    learning_rate: float, total_steps: int, *, warmup: float, start: float, final: float
+) -> LearningRateSchedule:
+    """From the share `start` up to the base rate, then down to `final` (after https://arxiv.org/abs/1708.07120)."""
+    return _rise_and_fall(learning_rate, total_steps, warmup, start, final)
+
+
+def _rise_and_fall(
+    learning_rate: float, total_steps: int, warmup: float, start: float, final: float
+) -> LearningRateSchedule:
+    warmup_steps = round(warmup * total_steps)
+    if warmup_steps == 0:
+        return CosineDecay(learning_rate, total_steps, alpha=final)
+    return CosineDecay(
+        learning_rate * start,
+        total_steps - warmup_steps,
+        alpha=final,
+        warmup_target=learning_rate,
+        warmup_steps=warmup_steps,
+    )

@@ -1,0 +1,140 @@
+"""What surrounds the runs of a multirun: every job checked before the first, a run of the sweep's own, its summary."""
+
+import csv
+import io
+import itertools
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict
+
+from mnist_exp import RequestError, terminal
+from mnist_exp.config import Config, ConfigError, check, explain
+from mnist_exp.data import resolve_auto
+
+EXIT_FAILED, EXIT_SENSELESS = 1, 2
+
+
+class SweepCallback(Callback):
+    """Hydra calls this around a multirun. It opens and closes the sweep's own run and tells the jobs about it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check all jobs, settle what data=auto means, open the sweep's run; exit with 2 when a job makes no sense."""
+        overrides = list(config.hydra.overrides.task)
+        try:
+            jobs = check_jobs(kwargs["config_name"], overrides)
+            settled = {job.sweep.data or resolve_auto(job.data["path"]) for job in jobs if is_auto(job)}
+            from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
+
+            store = tracking.open_store(jobs[0].tracking.uri, jobs[0].tracking.experiment)
+        except RequestError as error:
+            _leave(error)
+        self.sweep = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self.store, self.jobs = store, len(jobs)
+        tracking.open_sweep(store, self.sweep, " ".join(sys.argv[1:]), len(jobs))
+        extra = [f"sweep.id={self.sweep}", *(f"sweep.data={name}" for name in settled)]
+        with open_dict(config):
+            config.hydra.overrides.task += extra
+        print(f"sweep {self.sweep}: {len(jobs)} runs", file=sys.stderr, flush=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Close the sweep's run with its summary; exit with 1 when a job did not finish."""
+        finished = close_sweep(self.store, self.sweep, "FINISHED")
+        if finished < self.jobs:
+            sys.exit(EXIT_FAILED)
+
+
+def _leave(error: Exception) -> None:
+    terminal.complain(str(error))
+    sys.exit(EXIT_SENSELESS)  # an exception here would only become a warning of Hydra's
+
+
+def is_auto(config: Config) -> bool:
+    """Whether the data source is still to be settled."""
+    return config.data["_target_"] == "mnist_exp.data.auto"
+
+
+def check_jobs(config_name: str, overrides: Sequence[str]) -> list[Config]:
+    """Compose and check every job that a grid of overrides stands for.
+
+    Raises:
+        ConfigError: with a line for each mistake, each job's mistakes behind its overrides.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    axes = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_discrete_sweep()
+        else [o.input_line]
+        for o in parsed
+    ]
+    jobs, mistakes = [], []
+    before = HydraConfig.instance().cfg
+    for job in itertools.product(*axes):
+        try:
+            composed = compose(config_name, list(job), return_hydra_config=True)
+            HydraConfig.instance().set_config(composed)
+            with open_dict(composed):
+                del composed["hydra"]
+            jobs.append(check(composed))
+        except (ConfigError, HydraException) as error:
+            swept = " ".join(choice for choice, axis in zip(job, axes, strict=True) if len(axis) > 1)
+            mistakes += [f"{swept}: {line}" if swept else line for line in explain(error).splitlines()]
+    HydraConfig.instance().cfg = before
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return jobs
+
+
+def close_sweep(store: Any, sweep: str, status: str) -> int:
+    """Print the sweep's table, record it in the sweep's own run and end that; returns how many runs finished."""
+    from mnist_exp import tracking
+
+    runs = sorted(tracking.sweep_runs(store, sweep), key=_rank)
+    finished = [run for run in runs if run.info.status == "FINISHED"]
+    rows = [_row(run) for run in runs]
+    failed = len(rows) - len(finished)
+    title = f"sweep {sweep}: {len(finished)} finished" + (f", {failed} not" if failed else "")
+    terminal.sweep_table(title, rows)
+    print(f"\ncompare them:  {store.ui_command}\nthen open      http://127.0.0.1:5000{store.ui_path}", flush=True)
+    note = f"**{title}**, best by validation accuracy first\n\n{_markdown(rows)}"
+    files = {"sweep.csv": _csv(rows), "sweep.md": note}
+    tracking.close_sweep(store, sweep, status, finished[0] if finished else None, files, note)
+    return len(finished)
+
+
+def _rank(run: Any) -> tuple[bool, float]:
+    return run.info.status != "FINISHED", -run.data.metrics.get("final_val_accuracy", 0.0)
+
+
+def _row(run: Any) -> terminal.Row:
+    scores = (run.data.metrics.get(name) for name in ("final_val_accuracy", "test_accuracy", "fit_seconds"))
+    return terminal.Row(
+        run.info.run_name, run.info.status, run.data.tags.get("overrides", ""), *scores, run.info.run_id
+    )
+
+
+def _csv(rows: Sequence[terminal.Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(terminal.Row._fields)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(rows: Sequence[terminal.Row]) -> str:
+    lines = [
+        "| run | status | overrides | val_accuracy | test_accuracy | seconds | run id |",
+        "|---|---|---|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        figures = terminal.figures(row)
+        lines.append("| " + " | ".join((row.name, row.status, f"`{row.changes}`", *figures, row.run_id)) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,126 @@
+"""What a person sees: a progress bar, one line a run, the table of a sweep. Plain text when it is not a terminal."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Row(NamedTuple):
+    """One run of a sweep's table; accuracies are shares, seconds those of training."""
+
+    name: str
+    status: str
+    changes: str  # what sets it apart from its siblings, as overrides
+    val_accuracy: float | None
+    test_accuracy: float | None
+    seconds: float | None
+    run_id: str
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native libraries print while they start (no log level silences it all); show it on failure."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+
+
+class RunProgress:
+    """The progress of one run: a bar on a terminal, else a line an epoch."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self.name, self.epochs = name, epochs
+        self.console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
+        )
+        self.task = self.bar.add_task(name, total=float(epochs), text="compiling")
+
+    def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def within_epoch(self, epochs: float, metrics: Mapping[str, float]) -> None:
+        """Move the bar to `epochs`, a fraction of them all included."""
+        text = f"epoch {int(epochs) + 1}/{self.epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2%}"
+        self.bar.update(self.task, completed=epochs, text=text)
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Report a finished epoch, counted from 1."""
+        text = (
+            f"epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:.2%}"
+            f"  val_accuracy {metrics['val_accuracy']:.2%}"
+        )
+        self.bar.update(self.task, completed=epoch, text=text)
+        if not self.console.is_terminal:
+            print(f"{self.name}  {text}  {metrics['epoch_seconds']:.2f} s", file=sys.stderr, flush=True)
+
+
+def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution: str, run_id: str) -> str:
+    """One line for a finished run."""
+    return (
+        f"{name}  val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
+        f"  {epochs} epochs in {metrics['fit_seconds']:.1f} s ({execution})  run {run_id}"
+    )
+
+
+def sweep_table(title: str, rows: Sequence[Row]) -> None:
+    """Print the runs of a sweep, in the order given, to standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:  # no wrapping to 80 columns: a line a run, for grep
+        print(title)
+        for row in rows:
+            print("  ".join((row.name, row.status, row.changes, *figures(row), row.run_id)))
+        return
+    table = Table(title=title, title_justify="left")
+    for column, justify in (("run", "left"), ("status", "left"), ("overrides", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("val_accuracy", "test_accuracy", "seconds"):
+        table.add_column(column, justify="right")
+    table.add_column("run id")
+    for row in rows:
+        style = "" if row.status == "FINISHED" else "red"
+        table.add_row(row.name, row.status, row.changes, *figures(row), row.run_id[:8], style=style)
+    console.print(table)
+
+
+def figures(row: Row) -> tuple[str, str, str]:
+    """The row's numbers as text; a dash where there is none."""
+    shares = ("-" if share is None else f"{share:.2%}" for share in (row.val_accuracy, row.test_accuracy))
+    return (*shares, "-" if row.seconds is None else f"{row.seconds:.1f}")  # type: ignore[return-value]
+
+
+def complain(message: str) -> None:
+    """Say what is wrong with a request: each line of the message on standard error, marked as an error."""
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def warn_no_mnist(used: str) -> None:
+    """Make it plain that a run is not on MNIST although nothing else was asked for."""
+    Console(stderr=True, highlight=False).print(
+        f"[bold black on yellow] NOT MNIST: it is neither on this machine nor can it be downloaded; using data={used} [/]\n"
+        "Put mnist.npz into a folder and name that in MNIST_EXP_DATA, or say data=mnist to insist on it.",
+    )

@@ -1,0 +1,300 @@
+"""Provenance on real git repositories, and what it must not record."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_exp import provenance
+from mnist_exp.provenance import UNKNOWN, Code, code_state
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Runs git without anything of the user's in it."""
+    settings = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    settings += ["-c", "core.autocrlf=false"]
+    return subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a checkout, git's own left out."""
+    files = (path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A checkout without commits that holds a package, its configuration and a note."""
+    top = tmp_path / "checkout"
+    package = top / "package"
+    package.mkdir(parents=True)
+    (top / "conf").mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "model.py").write_text("layers = 2\n")
+    (package / "old.py").write_text("removed = True\n")
+    (package / "blob.bin").write_bytes(bytes(range(256)))
+    (top / "conf" / "config.yaml").write_text("seed: 1\n")
+    (top / "note.txt").write_bytes(b"windows\r\nlines\r\n")
+    (top / ".gitignore").write_text("*.secret\nvenv/\n")
+    git(top, "init", "--quiet")
+    return top
+
+
+@pytest.fixture
+def checkout(empty: Path) -> Path:
+    """The same, all committed on branch `topic`."""
+    git(empty, "checkout", "--quiet", "-b", "topic")
+    git(empty, "add", ".")
+    git(empty, "commit", "--quiet", "-m", "first")
+    return empty
+
+
+@needs_git
+def test_a_clean_checkout_is_its_commit(checkout):
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    for name in contents(checkout):
+        os.utime(checkout / name, (1, 1))  # another time is no change
+    assert code_state(checkout / "package") == Code(commit, "topic", False, "")
+    git(checkout, "checkout", "--quiet", "--detach")
+    assert code_state(checkout / "package") == Code(commit, None, False, "")
+
+
+@needs_git
+def test_the_recorded_diff_restores_the_files_on_a_clean_checkout(checkout, tmp_path):
+    package = checkout / "package"
+    (package / "model.py").write_text("layers = 3  # größer\n")
+    (package / "model.py").chmod(0o755)
+    (package / "old.py").unlink()
+    (package / "blob.bin").write_bytes(bytes(range(255, -1, -1)))
+    (package / "staged.py").write_text("staged = True\n")
+    git(checkout, "add", "package/staged.py")
+    (package / "new folder").mkdir()
+    (package / "new folder" / "größe [1] *.py").write_text("no newline at the end")
+    (package / "empty.py").write_text("")
+    (package / "new.bin").write_bytes(b"\0\xff" * 100)
+    (checkout / "conf" / "own.yaml").write_text("seed: 2\n")
+    (checkout / "note.txt").write_bytes(b"windows\r\nlines changed\r\n")
+    state = code_state(package)
+    assert state.dirty
+
+    clean = tmp_path / "clean"
+    git(tmp_path, "clone", "--quiet", str(checkout), str(clean))
+    (tmp_path / "code.diff").write_bytes(state.diff.encode())
+    git(clean, "apply", str(tmp_path / "code.diff"))
+    assert contents(clean) == contents(checkout)
+    assert os.access(clean / "package" / "model.py", os.X_OK)
+
+
+@needs_git
+def test_user_settings_that_break_patches_do_not_matter(checkout, tmp_path):
+    (checkout / "package" / "model.py").write_text("layers = 3\n")
+    (checkout / "package" / "new.py").write_text("")
+    plain = code_state(checkout / "package").diff
+    for setting in (
+        "color.ui=always",
+        "diff.noprefix=true",
+        "diff.external=false",
+        "status.showUntrackedFiles=no",
+    ):
+        git(checkout, "config", *setting.split("="))
+    git(checkout, "config", "diff.shout.textconv", "echo shouted")
+    (checkout / ".git" / "info" / "attributes").write_text("*.py diff=shout\n")
+    assert code_state(checkout / "package").diff == plain
+    assert "+layers = 3" in plain
+    assert "new file" in plain
+
+
+@needs_git
+def test_nothing_in_the_repository_is_written(checkout):
+    os.utime(checkout / "package" / "model.py", (1, 1))  # which would make git refresh its index
+    (checkout / "package" / "new.py").write_text("")
+    (checkout / "package" / "old.py").write_text("removed = False\n")
+    git(checkout, "add", "package/old.py")
+    before = {path: path.read_bytes() for path in (checkout / ".git").rglob("*") if path.is_file()}
+    assert code_state(checkout / "package").dirty
+    after = {path: path.read_bytes() for path in (checkout / ".git").rglob("*") if path.is_file()}
+    assert after == before
+
+
+@needs_git
+def test_ignored_files_and_untracked_ones_elsewhere_stay_out(checkout):
+    (checkout / "package" / "key.secret").write_text("hush")
+    (checkout / "notebook.ipynb").write_text("{}")
+    nested = checkout / "package" / "nested"
+    nested.mkdir()
+    git(nested, "init", "--quiet")
+    (nested / "file.py").write_text("")
+    state = code_state(checkout / "package")
+    assert not state.dirty
+    assert state.diff == ""
+
+
+@needs_git
+@pytest.mark.parametrize("add", [False, True], ids=["untracked", "staged"])
+def test_a_repository_without_commits_is_all_diff(empty, tmp_path, add):
+    if add:
+        git(empty, "add", ".")
+    state = code_state(empty / "package")
+    assert (state.commit, state.dirty) == (None, True)
+    assert state.branch == git(empty, "symbolic-ref", "--short", "HEAD").strip()
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    git(clean, "init", "--quiet")
+    (tmp_path / "code.diff").write_bytes(state.diff.encode())
+    git(clean, "apply", str(tmp_path / "code.diff"))
+    recorded = contents(empty)
+    if not add:
+        recorded = {name: data for name, data in recorded.items() if name.startswith(("package/", "conf/"))}
+    assert contents(clean) == recorded
+
+
+@needs_git
+def test_a_long_diff_is_cut_and_says_so(checkout):
+    (checkout / "package" / "long.py").write_text("value = 1\n" * 200_000)
+    state = code_state(checkout / "package")
+    *_, before, last = state.diff.splitlines()
+    assert last.startswith("# cut: the whole diff has 22")
+    assert before == "+value = 1"
+    assert provenance.DIFF_LIMIT - 100 < len(state.diff) < provenance.DIFF_LIMIT + 100
+    assert state.dirty
+
+
+@needs_git
+def test_a_second_worktree_has_its_own_branch_and_changes(checkout, tmp_path):
+    git(checkout, "worktree", "add", "--quiet", "-b", "other", str(tmp_path / "tree"))
+    (tmp_path / "tree" / "package" / "model.py").write_text("layers = 9\n")
+    state = code_state(tmp_path / "tree" / "package")
+    assert state.branch == "other"
+    assert "+layers = 9" in state.diff
+    assert not code_state(checkout / "package").dirty
+
+
+@needs_git
+def test_a_git_hook_of_another_repository_does_not_mislead(checkout, tmp_path, monkeypatch):
+    expected = code_state(checkout / "package")
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "--quiet")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    assert code_state(checkout / "package") == expected
+
+
+@needs_git
+@pytest.mark.parametrize("place", ["venv/lib/package", "lib/site-packages/package"], ids=["ignored", "not ignored"])
+def test_a_package_installed_inside_another_repository_does_not_take_its_commit(checkout, place):
+    shutil.copytree(checkout / "package", checkout / place)
+    assert code_state(checkout / place) == UNKNOWN
+
+
+def test_no_repository_is_unknown(tmp_path, caplog):
+    assert code_state(tmp_path) == UNKNOWN
+    assert not caplog.records
+
+
+def test_no_git_is_unknown(empty_path, checkout_without_git, caplog):
+    assert code_state(checkout_without_git) == UNKNOWN
+    assert not caplog.records
+
+
+@pytest.fixture
+def checkout_without_git(tmp_path: Path) -> Path:
+    """A folder that only looks like a checkout."""
+    (tmp_path / ".git").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATH with no program on it."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+
+
+@needs_git
+def test_a_repository_git_refuses_is_unknown_with_a_warning(checkout, caplog):
+    (checkout / ".git" / "config").write_text("[broken\n")
+    assert code_state(checkout / "package") == UNKNOWN
+    assert "bad config" in caplog.text
+
+
+@needs_git
+def test_a_diff_that_takes_too_long_leaves_the_commit(checkout, monkeypatch, caplog):
+    def slow(*_: object) -> bytes:
+        raise subprocess.TimeoutExpired("git diff-index", 10)
+
+    monkeypatch.setattr(provenance, "_diff", slow)
+    state = code_state(checkout / "package")
+    assert state.commit == git(checkout, "rev-parse", "HEAD").strip()
+    assert state.dirty
+    assert state.diff.startswith("# not recorded: ")
+    assert "timed out" in caplog.text
+
+
+def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
+    def write(folder: str, files: dict[str, str]) -> str:
+        for name, text in files.items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(text)
+        return provenance.source_digest(tmp_path / folder)
+
+    digest = write("one", {"a.py": "1", "sub/b.py": "2"})
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert write("same", {"sub/b.py": "2", "a.py": "1"}) == digest
+    assert write("same", {"notes.md": "x", "__pycache__/a.cpython-311.pyc": "x"}) == digest
+    others = [
+        {"a.py": "1", "sub/b.py": "3"},
+        {"a.py": "1", "b.py": "2"},
+        {"a.py": "1"},
+        {"a.py": "1sub/b.py2"},
+    ]
+    digests = {write(f"other{i}", files) for i, files in enumerate(others)}
+    assert len(digests | {digest}) == 5
+
+
+def test_versions_and_requirements_name_what_is_installed(monkeypatch):
+    import numpy
+
+    monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "no-such-package-anywhere", "matplotlib"))
+    found = provenance.versions()
+    assert list(found) == ["python", "numpy", "matplotlib"]
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["numpy"] == numpy.__version__
+    assert provenance.requirements() == [f"matplotlib=={found['matplotlib']}", f"numpy=={numpy.__version__}"]
+
+
+def test_hardware_is_this_machine():
+    found = provenance.hardware()
+    assert found["pid"] == os.getpid()
+    assert 1 <= found["cores"] <= os.cpu_count()
+    assert found["memory"] > 2**28
+    assert all(found.values())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin processes")
+def test_cores_are_those_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert provenance.hardware()["cores"] == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_environment_is_json_and_holds_no_secrets(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_test")
+    monkeypatch.setenv("TF_VAR_password", "hush")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    found = provenance.environment()
+    assert set(found) == {"python", "packages", "hardware", "variables"}
+    assert "python" not in found["packages"]
+    assert found["variables"]["XLA_FLAGS"] == "--xla_test"
+    assert "PYTHONHASHSEED" not in found["variables"]
+    assert "hush" not in json.dumps(found)
