@@ -280,8 +280,8 @@ def _sources(module: str) -> list[Path]:
     if module.startswith("keras."):  # its public modules re-export from keras/src: look in there
         spec = importlib.util.find_spec("keras")
         folder = Path(*module.split(".")[1:])
-        assert spec is not None and spec.origin is not None
-        return sorted((Path(spec.origin).parent / "src" / folder).rglob("*.py"))
+        places = spec.submodule_search_locations if spec is not None else None
+        return sorted((Path(places[0]) / "src" / folder).rglob("*.py")) if places else []
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -18,35 +18,36 @@ from mnist_exp.data import Split
 
 EVALUATION_BATCH = 1000
 Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+Orders = Callable[[int], np.ndarray]
 
 
 class Stretches(NamedTuple):
-    """What `fit` iterates over: elements (order int32 (n,), first step, end step), `per_epoch` of them an epoch."""
+    """Epochs cut into stretches of steps; `fit` iterates over their numbers, `count` of them an epoch."""
 
-    elements: tf.data.Dataset
-    per_epoch: int
+    orders: Orders  # epoch, from 0, to the order of its images, int32 (n,)
+    bounds: np.ndarray  # int32 (count + 1,): stretch i takes steps bounds[i] to bounds[i + 1] - 1
+
+    @property
+    def count(self) -> int:
+        """Stretches an epoch."""
+        return len(self.bounds) - 1
+
+    def __call__(self, number: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the compiled program takes for stretch `number`, counted over all epochs: order, first and end step."""
+        epoch, part = divmod(number, self.count)
+        return tuple(tf.constant(each) for each in (self.orders(epoch), self.bounds[part], self.bounds[part + 1]))
 
 
-def stretches(orders: Callable[[int], np.ndarray], images: int, batch_size: int, longest: int) -> Stretches:
-    """Cut each epoch into stretches of at most `longest` steps; `orders(epoch)` is the order of its images."""
+def stretches(orders: Orders, images: int, batch_size: int, longest: int) -> Stretches:
+    """Cut each epoch evenly into stretches of at most `longest` steps."""
     steps = -(-images // batch_size)
-    bounds = np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32)
-
-    def generate() -> Iterator[tuple[np.ndarray, np.int32, np.int32]]:
-        epoch = 0
-        while True:
-            order = orders(epoch)
-            for first, end in zip(bounds, bounds[1:], strict=False):
-                yield order, first, end
-            epoch += 1
-
-    scalar = tf.TensorSpec((), tf.int32)
-    signature = (tf.TensorSpec((images,), tf.int32), scalar, scalar)
-    return Stretches(tf.data.Dataset.from_generator(generate, output_signature=signature), len(bounds) - 1)
+    return Stretches(orders, np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32))
 
 
 @contextmanager
-def resident(model: keras.Model, train: Split, validation: Split, batch_size: int, *, xla: bool) -> Iterator[float]:
+def resident(
+    model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Stretches, *, xla: bool
+) -> Iterator[float]:
     """Inside, `model.fit` over `stretches` trains on `train` and validates on `validation`; yields compile seconds."""
     _build_state(model, train)
     began = time.perf_counter()
@@ -56,12 +57,12 @@ def resident(model: keras.Model, train: Split, validation: Split, batch_size: in
     test_steps = -(-len(validation.labels) // evaluation_batch)
     test_program = _program(model, model.test_step, validation, evaluation_batch, xla)
     # No steps: compiles, computes nothing.
-    train_program(tf.range(len(train.labels), dtype=tf.int32), tf.constant(0), tf.constant(0))
+    train_program(cut(0)[0], tf.constant(0), tf.constant(0))
     test_program(everything, tf.constant(0), tf.constant(0))
     compile_seconds = time.perf_counter() - began
 
     def make_train_function(force: bool = False) -> None:
-        model.train_function = lambda iterator: train_program(*next(iterator))
+        model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
 
     def make_test_function(force: bool = False) -> None:
         model.test_function = lambda _: test_program(everything, tf.constant(0), tf.constant(test_steps))

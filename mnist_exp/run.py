@@ -145,7 +145,7 @@ def _write_origin(folder: Path, config: Config, overrides: Sequence[str], diff: 
         ("requirements.txt", "\n".join(provenance.requirements()) + "\n"),
         ("code.diff", diff),
     ):
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8", newline="")  # a diff keeps its line ends
 
 
 def _write_summary(folder: Path, model: keras.Model) -> None:

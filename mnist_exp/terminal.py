@@ -121,6 +121,6 @@ def complain(message: str) -> None:
 def warn_no_mnist(used: str) -> None:
     """Make it plain that a run is not on MNIST although nothing else was asked for."""
     Console(stderr=True, highlight=False).print(
-        f"[bold black on yellow] NOT MNIST: it is neither on this machine nor can it be downloaded; using data={used} [/]\n"
+        f"[bold black on yellow] NOT MNIST: neither is it on this machine nor can it be downloaded: data={used} [/]\n"
         "Put mnist.npz into a folder and name that in MNIST_EXP_DATA, or say data=mnist to insist on it.",
     )

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import keras
@@ -11,11 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_exp.data import Dataset, Split
-from mnist_exp.resident import EVALUATION_BATCH, Stretches, resident, stretches
+from mnist_exp.resident import EVALUATION_BATCH, Orders, resident, stretches
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
 TICK_SECONDS = 0.1
+# Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
+STRETCH_XLA, STRETCH_GRAPH = 500, 50
 
 
 class Diverged(ArithmeticError):
@@ -107,10 +110,10 @@ def fit(
         jit_compile=execution.xla and execution.name == "keras",
     )
     report = _Report(len(dataset.train.labels), on_epoch, within_epoch)
-    with _feed(model, dataset, batch_size, seed, execution) as (elements, validation, compile_seconds):
+    with _feed(model, dataset, batch_size, seed, execution) as (elements, per_epoch, validation, compile_seconds):
         model.fit(
-            elements.elements,
-            steps_per_epoch=elements.per_epoch,
+            elements,
+            steps_per_epoch=per_epoch,
             validation_data=validation,
             epochs=epochs,
             callbacks=[*callbacks, report],
@@ -125,25 +128,25 @@ def fit(
 @contextmanager
 def _feed(
     model: keras.Model, dataset: Dataset, batch_size: int, seed: int, execution: Execution
-) -> Iterator[tuple[Stretches, tf.data.Dataset, float]]:
-    """Yield what `fit` iterates over, what it validates on, and the seconds spent on compiling beforehand."""
+) -> Iterator[tuple[tf.data.Dataset, int, tf.data.Dataset, float]]:
+    """Yield what `fit` iterates over, how often an epoch, what it validates on, and the seconds spent on compiling."""
     images = len(dataset.train.labels)
 
+    @lru_cache(maxsize=1)  # asked for by each stretch of an epoch
     def orders(epoch: int) -> np.ndarray:
         return batch_order(seed, epoch, images)
 
     if execution.name == "resident":
-        with resident(model, dataset.train, dataset.validation, batch_size, xla=execution.xla) as compile_seconds:
-            # A stretch is a tick of the progress bar and the time a Ctrl-C waits.
-            elements = stretches(orders, images, batch_size, 500 if execution.xla else 50)
-            yield elements, tf.data.Dataset.range(1), compile_seconds
+        cut = stretches(orders, images, batch_size, STRETCH_XLA if execution.xla else STRETCH_GRAPH)
+        with resident(model, dataset.train, dataset.validation, batch_size, cut, xla=execution.xla) as compile_seconds:
+            yield tf.data.Dataset.range(2**62), cut.count, tf.data.Dataset.range(1), compile_seconds
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
         validation = _batches(dataset.validation, EVALUATION_BATCH)
-        yield _epochs(dataset.train, orders, batch_size, replicas), validation, 0.0
+        yield *_epochs(dataset.train, orders, batch_size, replicas), validation, 0.0
 
 
-def _epochs(split: Split, orders: Callable[[int], np.ndarray], batch_size: int, replicas: int) -> Stretches:
+def _epochs(split: Split, orders: Orders, batch_size: int, replicas: int) -> tuple[tf.data.Dataset, int]:
     """All epochs one after the other, as batches in the same order as the resident execution sees them."""
     # Replicas of unequal parts would weigh images unequally: the last batch loses what cannot be shared equally.
     images = len(split.labels) - len(split.labels) % batch_size % replicas
@@ -156,7 +159,7 @@ def _epochs(split: Split, orders: Callable[[int], np.ndarray], batch_size: int, 
 
     batches = tf.data.Dataset.range(2**31).flat_map(epoch_batches)
     batches = batches.map(lambda chosen: (tf.gather(pixels, chosen), tf.gather(labels, chosen)))
-    return Stretches(batches.prefetch(2), -(-images // batch_size))
+    return batches.prefetch(2), -(-images // batch_size)
 
 
 def _batches(split: Split, batch_size: int) -> tf.data.Dataset:
@@ -190,7 +193,7 @@ class _Report(keras.callbacks.Callback):
             "train_accuracy": logs["accuracy"],
             "val_loss": logs["val_loss"],
             "val_accuracy": logs["val_accuracy"],
-            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
+            "learning_rate": float(tf.convert_to_tensor(self.model.optimizer.learning_rate)),
             "epoch_seconds": time.perf_counter() - self.began,
             "images_per_second": self.images / (self.trained - self.began),
         }

@@ -1,0 +1,44 @@
+"""Schedules at points that can be computed by hand."""
+
+import math
+
+import pytest
+
+from mnist_exp import schedules
+
+
+def rates(schedule, *steps):
+    return [float(schedule(step)) for step in steps]
+
+
+def test_constant():
+    assert schedules.constant(0.1, 100) == 0.1
+
+
+def test_cosine():
+    schedule = schedules.cosine(0.1, 100, alpha=0.2)
+    quarter = 0.1 * (0.8 * 0.5 * (1 + math.cos(math.pi / 4)) + 0.2)
+    assert rates(schedule, 0, 25, 50, 100, 200) == pytest.approx([0.1, quarter, 0.06, 0.02, 0.02])
+
+
+def test_warmup_cosine():
+    schedule = schedules.warmup_cosine(0.1, 100, warmup=0.1, alpha=0.0)
+    assert rates(schedule, 0, 5, 10, 55, 100) == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0], abs=1e-8)
+
+
+def test_no_warmup_is_cosine():
+    assert rates(schedules.warmup_cosine(0.1, 100, warmup=0.0, alpha=0.0), 0, 50) == pytest.approx([0.1, 0.05])
+
+
+def test_exponential():
+    assert rates(schedules.exponential(0.1, 100, final=0.01), 0, 50, 100) == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_step():
+    schedule = schedules.step(0.1, 100, drops=[0.5, 0.75], factor=0.1)
+    assert rates(schedule, 0, 50, 51, 75, 76, 100) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_one_cycle():
+    schedule = schedules.one_cycle(0.1, 100, warmup=0.3, start=0.04, final=0.0001)
+    assert rates(schedule, 0, 15, 30, 65, 100) == pytest.approx([0.004, 0.052, 0.1, 0.050005, 0.00001], rel=1e-4)

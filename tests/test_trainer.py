@@ -1,0 +1,246 @@
+"""The executions of the trainer compute the same thing, and the same thing each time."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnist_exp import data, devices, models, schedules, trainer
+from mnist_exp.trainer import Execution
+
+RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
+KERAS = Execution("keras", False, "")
+PLAIN = {"activation": "relu", "dropout": 0.0, "batch_norm": False}
+
+
+class StepLosses(keras.callbacks.Callback):
+    """The running mean loss after each call of the train function."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def small(images=1000, validation=200):
+    """A thousand digits: 15 full batches of 64 and one of 40."""
+    digits = data.digits()
+    cut = data.Split(digits.train.images[:images], digits.train.labels[:images])
+    return digits._replace(train=cut, validation=data.Split(*(a[:validation] for a in digits.validation)))
+
+
+def train(execution, build, make_optimizer, *, epochs=2, batch_size=64, seed=0, callbacks=(), dataset=None):
+    """Train from scratch; returns the fitted result, the losses after each call and the weights."""
+    devices.fresh_session(seed, "float32")
+    dataset = dataset or small()
+    model = build()
+    steps = StepLosses()
+    fitted = trainer.fit(
+        model,
+        make_optimizer(),
+        dataset,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        execution=execution,
+        callbacks=[steps, *callbacks],
+    )
+    return fitted, steps.losses, model.get_weights()
+
+
+def mlp(**changes):
+    return models.mlp((28, 28, 1), 10, hidden=[32], **{**PLAIN, **changes})
+
+
+def cnn():
+    return models.cnn((28, 28, 1), 10, filters=[4], **PLAIN)
+
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.05),
+    "momentum_global_clipnorm": lambda: keras.optimizers.SGD(0.02, momentum=0.9, nesterov=True, global_clipnorm=0.5),
+    "adam_cosine": lambda: keras.optimizers.Adam(schedules.cosine(0.001, 200, alpha=0.0)),
+    "adamw_weight_decay": lambda: keras.optimizers.AdamW(0.001, weight_decay=0.01),
+    "nadam_one_cycle": lambda: keras.optimizers.Nadam(
+        schedules.one_cycle(0.001, 200, warmup=0.3, start=0.1, final=0.001)
+    ),
+    "rmsprop_step": lambda: keras.optimizers.RMSprop(schedules.step(0.001, 200, drops=[0.5], factor=0.1)),
+    "adagrad_exponential": lambda: keras.optimizers.Adagrad(schedules.exponential(0.01, 200, final=0.1)),
+    "lion_warmup": lambda: keras.optimizers.Lion(schedules.warmup_cosine(0.0003, 200, warmup=0.1, alpha=0.0)),
+    "muon": lambda: keras.optimizers.Muon(0.001, exclude_layers=["logits"]),
+    "sgd_ema": lambda: keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam_cosine", pytest.param("all", marks=pytest.mark.slow)])
+def test_resident_agrees_with_keras_at_each_of_200_steps(name, monkeypatch):
+    monkeypatch.setattr(trainer, "STRETCH_XLA", 1)
+    for chosen in OPTIMIZERS if name == "all" else [name]:
+        runs = [train(execution, mlp, OPTIMIZERS[chosen], epochs=13) for execution in (RESIDENT, KERAS)]
+        losses = [run[1] for run in runs]
+        assert len(losses[0]) == len(losses[1]) == 13 * 16  # the batch of 40 included
+        np.testing.assert_allclose(losses[0][:200], losses[1][:200], rtol=1e-5, err_msg=chosen)
+        for ours, theirs in zip(runs[0][2], runs[1][2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4, err_msg=chosen)
+
+
+@pytest.mark.parametrize(
+    ("build", "execution"),
+    [
+        pytest.param(lambda: mlp(batch_norm=True), RESIDENT, id="batch_norm"),
+        pytest.param(lambda: mlp(dropout=0.3), RESIDENT, id="dropout"),
+        pytest.param(cnn, RESIDENT_GRAPH, id="cnn"),
+    ],
+)
+def test_resident_agrees_with_keras_for_other_layers(build, execution, monkeypatch):
+    monkeypatch.setattr(trainer, "STRETCH_XLA", 1)
+    monkeypatch.setattr(trainer, "STRETCH_GRAPH", 1)
+    ours, theirs = (train(e, build, OPTIMIZERS["sgd"], epochs=3) for e in (execution, KERAS))
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
+    for metric in ("val_loss", "val_accuracy", "train_accuracy"):
+        np.testing.assert_allclose(ours[0].history[metric], theirs[0].history[metric], rtol=1e-4)
+
+
+def test_same_seed_same_bits_also_after_another_run_in_between():
+    first = train(RESIDENT, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"])
+    train(RESIDENT_GRAPH, cnn, OPTIMIZERS["sgd"], seed=3, epochs=1)
+    again = train(RESIDENT, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"])
+    other = train(RESIDENT, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"], seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(first[2], again[2], strict=True))
+    assert first[1] == again[1]
+    assert first[1] != other[1]
+
+
+def test_stretches_do_not_change_the_bits(monkeypatch):
+    whole = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
+    monkeypatch.setattr(trainer, "STRETCH_XLA", 5)
+    cut = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
+    assert (len(whole[1]), len(cut[1])) == (2, 8)
+    assert all(np.array_equal(a, b) for a, b in zip(whole[2], cut[2], strict=True))
+
+
+def test_every_image_is_seen_once_an_epoch():
+    for epoch in range(2):
+        assert sorted(trainer.batch_order(7, epoch, 100)) == list(range(100))
+    assert list(trainer.batch_order(7, 0, 100)) != list(trainer.batch_order(7, 1, 100))
+    assert trainer.batch_order(7, 0, 100).dtype == np.int32
+
+
+def test_early_stopping_restores_the_best_epoch():
+    dataset = small(200, 100)
+    stop = trainer.early_stopping("val_loss", 2)
+    fitted, _, weights = train(
+        RESIDENT, mlp, lambda: keras.optimizers.SGD(0.9), epochs=60, callbacks=[stop], dataset=dataset
+    )
+    losses = fitted.history["val_loss"]
+    assert len(losses) < 60
+    assert fitted.best_epoch == int(np.argmin(losses)) + 1 == len(losses) - 2
+    model = mlp()
+    model.set_weights(weights)
+    logits = trainer.predict(model, dataset.validation)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(dataset.validation.labels, logits)
+    assert float(loss) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_keras_callbacks_work_behind_the_compiled_loop(tmp_path):
+    best = tmp_path / "best.weights.h5"
+    callbacks = [
+        keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=1, min_delta=10.0),
+        keras.callbacks.ModelCheckpoint(str(best), monitor="val_accuracy", save_best_only=True, save_weights_only=True),
+        keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+    ]
+    fitted, _, _ = train(RESIDENT, mlp, lambda: keras.optimizers.SGD(0.1), epochs=4, callbacks=callbacks)
+    assert fitted.history["learning_rate"] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+    assert best.exists()
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+
+
+def test_divergence_is_an_error_after_its_epoch_was_reported():
+    seen = []
+    devices.fresh_session(0, "float32")
+    with pytest.raises(trainer.Diverged, match=r"train_loss is (nan|inf) after epoch 1"):
+        trainer.fit(
+            mlp(),
+            keras.optimizers.SGD(1e30),
+            small(),
+            epochs=3,
+            batch_size=64,
+            seed=0,
+            execution=RESIDENT,
+            on_epoch=lambda epoch, metrics: seen.append((epoch, metrics["train_loss"])),
+        )
+    assert [epoch for epoch, _ in seen] == [1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "build", "replicas", "gpu", "expected"),
+    [
+        pytest.param("auto", mlp, 1, False, ("resident", True, "one device"), id="mlp_cpu"),
+        pytest.param("auto", cnn, 1, True, ("resident", True, "one device"), id="cnn_gpu"),
+        pytest.param("keras", mlp, 1, False, ("keras", True, "asked for"), id="keras"),
+        pytest.param("auto", mlp, 2, False, ("mirrored", False, "2 devices"), id="two_devices"),
+    ],
+)
+def test_execution_follows_from_layers_and_devices(wanted, build, replicas, gpu, expected):
+    assert trainer.choose_execution(wanted, build(), replicas, gpu=gpu) == expected
+
+
+def test_execution_names_the_layers_that_rule_out_xla_on_a_cpu():
+    drops = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5, name="drop"), keras.layers.Dense(2)])
+    for model, name in ((cnn(), "conv2d"), (drops, "drop")):
+        execution = trainer.choose_execution("auto", model, 1, gpu=False)
+        assert (execution.name, execution.xla) == ("resident", False)
+        assert name in execution.why
+
+
+def test_resident_on_several_devices_is_refused():
+    with pytest.raises(ValueError, match=r"trainer\.execution=resident runs on one device"):
+        trainer.choose_execution("resident", mlp(), 2, gpu=False)
+
+
+MIRRORED = """
+import hashlib, json, sys
+import numpy as np, keras, tensorflow as tf
+from mnist_exp import devices, models, trainer
+from tests.test_trainer import small
+strategy = devices.configure(sys.argv[1], 2)
+devices.fresh_session(0, "float32")
+import contextlib
+with strategy.scope() if strategy else contextlib.nullcontext():
+    model = models.mlp((28, 28, 1), 10, hidden=[32], activation="relu", dropout=0.0, batch_norm=sys.argv[2] == "bn")
+    optimizer = keras.optimizers.SGD(0.05)
+replicas = strategy.num_replicas_in_sync if strategy else 1
+execution = trainer.choose_execution("auto", model, replicas, gpu=False)
+fitted = trainer.fit(model, optimizer, small(), epochs=2, batch_size=64, seed=0, execution=execution)
+model.export(sys.argv[3], verbose=False)
+np.savez(sys.argv[3] + ".npz", *model.get_weights())
+print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
+"""
+
+
+@pytest.mark.parametrize("layers", ["plain", "bn"])
+def test_two_devices_end_with_the_weights_of_one(tmp_path, layers):
+    found = {}
+    for choice in ("cpu", "cpu:2"):
+        folder = str(tmp_path / choice.replace(":", "_"))
+        command = [sys.executable, "-c", MIRRORED, choice, layers, folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+        assert done.returncode == 0, done.stderr
+        name, described, losses = json.loads(done.stdout.splitlines()[-1])
+        with np.load(folder + ".npz") as weights:
+            found[choice] = (name, described, losses, [weights[key] for key in weights.files], folder)
+    one, two = found["cpu"], found["cpu:2"]
+    assert one[:2] == ("resident", "cpu")
+    assert two[:2] == ("mirrored", "2 x cpu")
+    np.testing.assert_allclose(one[2], two[2], rtol=1e-5)
+    for a, b in zip(one[3], two[3], strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * np.abs(a).max()
+    images = small().test.images[:8]
+    saved = [tf.saved_model.load(folder) for folder in (one[4], two[4])]
+    np.testing.assert_allclose(*(model.serve(images) for model in saved), rtol=1e-4, atol=1e-5)
