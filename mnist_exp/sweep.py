@@ -6,15 +6,16 @@ import itertools
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_exp import RequestError, terminal
 from mnist_exp.config import Config, ConfigError, check, explain
@@ -28,33 +29,40 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all jobs, settle what data=auto means, open the sweep's run; exit with 2 when a job makes no sense."""
-        overrides = list(config.hydra.overrides.task)
+        overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         try:
             jobs = check_jobs(kwargs["config_name"], overrides)
             settled = {job.sweep.data or resolve_auto(job.data["path"]) for job in jobs if is_auto(job)}
             from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
             store = tracking.open_store(jobs[0].tracking.uri, jobs[0].tracking.experiment)
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - Hydra would make a warning of it and go on
             _leave(error)
         self.sweep = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.store, self.jobs = store, len(jobs)
         tracking.open_sweep(store, self.sweep, " ".join(sys.argv[1:]), len(jobs))
         extra = [f"sweep.id={self.sweep}", *(f"sweep.data={name}" for name in settled)]
         with open_dict(config):
-            config.hydra.overrides.task += extra
+            for override in extra:
+                config.hydra.overrides.task.append(override)
         print(f"sweep {self.sweep}: {len(jobs)} runs", file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Close the sweep's run with its summary; exit with 1 when a job did not finish."""
-        finished = close_sweep(self.store, self.sweep, "FINISHED")
+        try:
+            finished = close_sweep(self.store, self.sweep, "FINISHED")
+        except Exception as error:  # noqa: BLE001 - as above
+            _leave(error)
         if finished < self.jobs:
             sys.exit(EXIT_FAILED)
 
 
-def _leave(error: Exception) -> None:
-    terminal.complain(str(error))
-    sys.exit(EXIT_SENSELESS)  # an exception here would only become a warning of Hydra's
+def _leave(error: Exception) -> NoReturn:
+    if isinstance(error, RequestError):
+        terminal.complain(str(error))
+        sys.exit(EXIT_SENSELESS)
+    traceback.print_exception(error)
+    sys.exit(EXIT_FAILED)
 
 
 def is_auto(config: Config) -> bool:
