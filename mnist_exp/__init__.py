@@ -3,3 +3,7 @@
 
 class RequestError(ValueError):
     """What was asked for makes no sense here; the message is a line for the user for each mistake."""
+
+
+class RunError(RuntimeError):
+    """A run failed for a reason that one line explains to the user."""

@@ -11,12 +11,12 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,6 +44,7 @@ class TrainerConfig:
     precision: str = MISSING
     early_stopping: str | None = MISSING
     patience: int = MISSING
+    profile: bool = MISSING
 
 
 @dataclass
@@ -183,6 +184,8 @@ FACTS = {
     "data": (),
     "augment": ("seed",),
 }
+# Keys that `run` reads itself, whatever the builder has defaults for.
+READ = {"optimizer": {"learning_rate"}, "data": {"validation"}}
 
 
 def check(composed: DictConfig) -> Config:
@@ -203,11 +206,25 @@ def check(composed: DictConfig) -> Config:
     return config
 
 
+def check_batch(config: Config, images: int) -> None:
+    """Refuses a batch that is larger than the training set.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    size = config.trainer.batch_size
+    if size > images:
+        raise ConfigError(f"trainer.batch_size must be at most the {images} training images, got {size}")
+
+
 def explain(error: Exception) -> str:
-    """One line for what Hydra or OmegaConf says in several, with the valid keys where a key is unknown."""
-    cause = error.__cause__ if isinstance(error, HydraException) else error
+    """One line for what Hydra, OmegaConf or YAML says in several, with the valid keys or the rule if there is one."""
+    cause = error.__cause__ or error.__context__ if isinstance(error, HydraException) else error
     text, _, _ = str(error).partition("\nConfig search path")
+    text = text.replace("\n\t", ", ").replace(":, ", ": ")  # Hydra's list of a group's options
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("    ")]
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override: {lines[-2] if len(lines) > 2 else lines[0]}"
     if isinstance(cause, OmegaConfBaseException):
         if cause is not error:
             lines = [lines[0].rstrip("."), str(cause).splitlines()[0]]
@@ -215,14 +232,21 @@ def explain(error: Exception) -> str:
             lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
         if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
             lines.append("its keys: " + ", ".join(sorted(map(str, cause.parent_node))))
+        elif cause.full_key and (rule := _rule(cause.full_key)):
+            lines.append(f"it must be {rule.says}")
     return "; ".join(lines)
 
 
+def _rule(key: str) -> Rule | None:
+    return RULES.get(key) or RULES.get(key.rpartition(".")[2])
+
+
 def _mistakes(config: Config) -> Iterator[str]:
+    yield from _extras(config)
     for group, facts in FACTS.items():
         yield from _target_mistakes(group, getattr(config, group), facts)
     for key, value in flatten(asdict(config)).items():
-        rule = RULES.get(key) or RULES.get(key.rpartition(".")[2])
+        rule = _rule(key)
         if rule is not None and not rule.holds(value):
             yield f"{key} must be {rule.says}, got {value!r}"
     if isinstance(config.data, dict) and config.data.get("validation") is not None:
@@ -230,6 +254,18 @@ def _mistakes(config: Config) -> Iterator[str]:
             check_validation(config.data["validation"])
         except DataError as error:
             yield str(error)
+    if config.trainer.execution == "resident" and ":" in config.trainer.devices:
+        yield f"trainer.execution=resident runs on one device, got trainer.devices={config.trainer.devices}"
+
+
+def _extras(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that `+` put beside those of the schema."""
+    keys = [f.name for f in fields(node)]
+    for key, value in vars(node).items():
+        if key not in keys:
+            yield f"{prefix}{key} is not a key of the config; valid here: {', '.join(keys)}"
+        elif is_dataclass(value):
+            yield from _extras(value, f"{prefix}{key}.")
 
 
 def _target_mistakes(group: str, node: Any, facts: tuple[str, ...]) -> Iterator[str]:
@@ -238,22 +274,26 @@ def _target_mistakes(group: str, node: Any, facts: tuple[str, ...]) -> Iterator[
         yield f"{group} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
         return
     target = node["_target_"]
-    if (group == "augment" and target is None) or target == "mnist_exp.data.auto":
+    if group == "augment" and target is None:
         return
+    if target == "mnist_exp.data.auto":  # a marker that takes the keys of what it may come to stand for
+        target = "mnist_exp.data.mnist"
     try:
         accepted, required = signature(target)
+        filled = positional(target)[: len(facts)]  # by `run`, under whatever name
     except LookupError as error:
         yield f"{group}._target_ {error}"
         return
-    given = set(node) - {"_target_"}
-    for key in sorted(given - accepted | given & set(facts)):
-        choices = ", ".join(sorted(accepted - set(facts)))
-        yield f"{group}.{key} is not a key of {target}; its keys: {choices or 'none'}"
-    for key in sorted(required - given - set(facts)):
+    if len(filled) < len(facts):
+        yield f"{group}._target_ must name what takes {', '.join(facts)} first, got {target!r}"
+        return
+    given, accepted = set(node) - {"_target_"}, accepted - set(filled)
+    for key in sorted(given - accepted):
+        yield f"{group}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
+    for key in sorted((required | READ.get(group, set())) - given - set(filled)):
         yield f"{group}.{key} is required by {target} and missing"
 
 
-@functools.cache
 def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
     """Names a target accepts and those it requires, read from its source: importing it would import TensorFlow.
 
@@ -263,6 +303,23 @@ def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
     Raises:
         LookupError: no such module, or no such function or class in it.
     """
+    given = _definition(target).args
+    positional = [a.arg for a in given.posonlyargs + given.args if a.arg != "self"]
+    keywords = [a.arg for a in given.kwonlyargs]
+    bare = positional[: len(positional) - len(given.defaults)]
+    bare += [name for name, default in zip(keywords, given.kw_defaults, strict=True) if default is None]
+    return frozenset(positional + keywords), frozenset(bare)
+
+
+def positional(target: str) -> list[str]:
+    """Names of the arguments that a target takes by position."""
+    given = _definition(target).args
+    return [a.arg for a in given.posonlyargs + given.args if a.arg != "self"]
+
+
+@functools.cache
+def _definition(target: str) -> ast.FunctionDef:
+    """The function, or the class's `__init__`."""
     if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
         raise LookupError(f"must be a dotted path to a function, got {target!r}")
     module, _, name = target.rpartition(".")
@@ -270,9 +327,16 @@ def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
         source = path.read_text(encoding="utf-8")
         if not re.search(rf"^(def|class) {name}\b", source, re.MULTILINE):
             continue  # parsing every file of Keras would take a second
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-                return _arguments(node)
+        try:
+            body = ast.parse(source).body
+        except SyntaxError as error:
+            raise LookupError(f"must name a function or class, but {path} is not Python: {error}") from error
+        for node in body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return node
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                none = ast.parse("def __init__(self): ...").body
+                return next(f for f in node.body + none if isinstance(f, ast.FunctionDef) and f.name == "__init__")
     raise LookupError(f"must name a function or class that exists, got {target!r}")
 
 
@@ -287,19 +351,6 @@ def _sources(module: str) -> list[Path]:
     except (ImportError, ValueError):
         spec = None
     return [Path(spec.origin)] if spec is not None and spec.origin and spec.origin.endswith(".py") else []
-
-
-def _arguments(node: ast.FunctionDef | ast.ClassDef) -> tuple[frozenset[str], frozenset[str]]:
-    if isinstance(node, ast.ClassDef):
-        inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
-        if not inits:
-            return frozenset(), frozenset()
-        node = inits[0]
-    positional = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg != "self"]
-    keywords = [a.arg for a in node.args.kwonlyargs]
-    bare = positional[: len(positional) - len(node.args.defaults)]
-    bare += [name for name, default in zip(keywords, node.args.kw_defaults, strict=True) if default is None]
-    return frozenset(positional + keywords), frozenset(bare)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -323,6 +374,7 @@ def identity(config: Config, facts: Mapping[str, Any]) -> str:
     semantic = asdict(config)
     for key in ("tracking", "sweep", "name", "experiment"):
         del semantic[key]
+    del semantic["trainer"]["profile"]
     semantic["data"].pop("path", None)  # the fingerprint says what the data are, wherever they lie
     text = json.dumps({"config": semantic, **facts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -22,19 +22,19 @@ Orders = Callable[[int], np.ndarray]
 
 
 class Stretches(NamedTuple):
-    """Epochs cut into stretches of steps; `fit` iterates over their numbers, `count` of them an epoch."""
+    """Epochs cut into stretches of steps; `fit` iterates over their numbers, `per_epoch` of them an epoch."""
 
     orders: Orders  # epoch, from 0, to the order of its images, int32 (n,)
-    bounds: np.ndarray  # int32 (count + 1,): stretch i takes steps bounds[i] to bounds[i + 1] - 1
+    bounds: np.ndarray  # int32 (per_epoch + 1,): stretch i takes steps bounds[i] to bounds[i + 1] - 1
 
     @property
-    def count(self) -> int:
+    def per_epoch(self) -> int:
         """Stretches an epoch."""
         return len(self.bounds) - 1
 
     def __call__(self, number: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What the compiled program takes for stretch `number`, counted over all epochs: order, first and end step."""
-        epoch, part = divmod(number, self.count)
+        epoch, part = divmod(number, self.per_epoch)
         return tuple(tf.constant(each) for each in (self.orders(epoch), self.bounds[part], self.bounds[part + 1]))
 
 
@@ -90,19 +90,21 @@ def _program(model: keras.Model, step: Callable, split: Split, batch_size: int, 
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     full, rest = divmod(len(split.labels), batch_size)
 
-    def take(order: tf.Tensor, index: tf.Tensor, size: int) -> None:
+    def take(order: tf.Tensor, index: tf.Tensor, size: int) -> tf.Tensor:
         chosen = tf.slice(order, [index * batch_size], [size])
         step((tf.gather(images, chosen), tf.gather(labels, chosen)))
+        return index + 1
 
     @tf.function(jit_compile=xla, autograph=False)
     def program(order: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> dict[str, tf.Tensor]:
-        def body(index: tf.Tensor) -> tuple[tf.Tensor]:
-            take(order, index, batch_size)
-            return (index + 1,)
-
-        tf.while_loop(lambda index: index < tf.minimum(end, full), body, (first,), parallel_iterations=1)
+        tf.while_loop(
+            lambda index: index < tf.minimum(end, full),
+            lambda index: take(order, index, batch_size),
+            [first],
+            parallel_iterations=1,
+        )
         if rest:  # the last, smaller batch: XLA needs its size when it compiles
-            tf.cond(end > full, lambda: (take(order, tf.constant(full), rest), 0)[1], lambda: 0)
+            tf.cond(end > full, lambda: take(order, tf.constant(full), rest), lambda: tf.constant(0))
         return model.get_metrics_result()
 
     return program

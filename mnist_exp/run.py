@@ -83,7 +83,11 @@ def run_experiment(
         log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
         _write_summary(log.folder, model)
         log.upload()
-        stopping = settings.early_stopping
+        callbacks = []
+        if settings.early_stopping is not None:
+            callbacks.append(trainer.early_stopping(settings.early_stopping, settings.patience))
+        if settings.profile:
+            callbacks.append(trainer.profile(log.folder / "profile", settings.epochs))
         began = time.perf_counter()
         with terminal.RunProgress(name, settings.epochs) as progress:
 
@@ -101,7 +105,7 @@ def run_experiment(
                 execution=execution,
                 on_epoch=on_epoch,
                 within_epoch=progress.within_epoch,
-                callbacks=[trainer.early_stopping(stopping, settings.patience)] if stopping else [],
+                callbacks=callbacks,
             )
         final = {"fit_seconds": time.perf_counter() - began, "parameters": float(model.count_params())}
         final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)

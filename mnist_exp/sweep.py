@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import secrets
 import sys
 import time
@@ -11,17 +12,20 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_exp import RequestError, terminal
-from mnist_exp.config import Config, ConfigError, check, explain
-from mnist_exp.data import resolve_auto
+from mnist_exp.config import CONF_DIR, Config, ConfigError, check, check_batch, explain
+from mnist_exp.data import Dataset, resolve_auto
 
 EXIT_FAILED, EXIT_SENSELESS = 1, 2
+_open: list[tuple[Any, str]] = []  # the store and the id of the sweep that this process has begun and not closed
 
 
 class SweepCallback(Callback):
@@ -30,17 +34,21 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all jobs, settle what data=auto means, open the sweep's run; exit with 2 when a job makes no sense."""
         overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        assert isinstance(overrides, list)
         try:
             jobs = check_jobs(kwargs["config_name"], overrides)
-            settled = {job.sweep.data or resolve_auto(job.data["path"]) for job in jobs if is_auto(job)}
+            settled = {settle(job) for job in jobs if is_auto(job)}
+            check_data(jobs)
             from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
             store = tracking.open_store(jobs[0].tracking.uri, jobs[0].tracking.experiment)
+            self.sweep = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            self.store, self.jobs = store, len(jobs)
+            with tracking.undisturbed():
+                tracking.open_sweep(store, self.sweep, " ".join(sys.argv[1:]), len(jobs))
+                _open.append((store, self.sweep))
         except Exception as error:  # noqa: BLE001 - Hydra would make a warning of it and go on
             _leave(error)
-        self.sweep = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        self.store, self.jobs = store, len(jobs)
-        tracking.open_sweep(store, self.sweep, " ".join(sys.argv[1:]), len(jobs))
         extra = [f"sweep.id={self.sweep}", *(f"sweep.data={name}" for name in settled)]
         with open_dict(config):
             for override in extra:
@@ -65,9 +73,54 @@ def _leave(error: Exception) -> NoReturn:
     sys.exit(EXIT_FAILED)
 
 
+def abandon_sweep(status: str) -> bool:
+    """Close the sweep that is open when something ends the command before its time; whether there was one."""
+    began = bool(_open)
+    for store, sweep in _open:
+        close_sweep(store, sweep, status)
+    return began
+
+
 def is_auto(config: Config) -> bool:
     """Whether the data source is still to be settled."""
     return config.data["_target_"] == "mnist_exp.data.auto"
+
+
+def settle(config: Config) -> str:
+    """Put the concrete source in the place of data=auto; returns its name."""
+    option = config.sweep.data or resolve_auto(config.data.get("path"))
+    node = dict(OmegaConf.load(CONF_DIR / "data" / f"{option}.yaml"))
+    given = {key: value for key, value in config.data.items() if key in node and value is not None}
+    config.data = {**node, **given, "_target_": node["_target_"]}
+    return option
+
+
+def load(config: Config) -> Dataset:
+    """Load the data of a config that names a concrete source, and refuse a batch that is larger.
+
+    Raises:
+        RequestError: the data cannot be used, or not so.
+    """
+    arguments = {key: value for key, value in config.data.items() if key != "_target_"}
+    dataset = get_object(config.data["_target_"])(**arguments)
+    check_batch(config, len(dataset.train.labels))
+    return dataset
+
+
+def check_data(jobs: Sequence[Config]) -> None:
+    """Load what the jobs train on, each kind of it once.
+
+    Raises:
+        ConfigError: with a line for each mistake.
+    """
+    mistakes = []
+    for job in {json.dumps([job.data, job.trainer.batch_size]): job for job in jobs}.values():
+        try:
+            load(job)
+        except RequestError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
 
 def check_jobs(config_name: str, overrides: Sequence[str]) -> list[Config]:
@@ -76,11 +129,11 @@ def check_jobs(config_name: str, overrides: Sequence[str]) -> list[Config]:
     Raises:
         ConfigError: with a line for each mistake, each job's mistakes behind its overrides.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
     axes = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_discrete_sweep()
-        else [o.input_line]
+        else [o.input_line or ""]
         for o in parsed
     ]
     jobs, mistakes = [], []
@@ -94,8 +147,11 @@ def check_jobs(config_name: str, overrides: Sequence[str]) -> list[Config]:
             jobs.append(check(composed))
         except (ConfigError, HydraException) as error:
             swept = " ".join(choice for choice, axis in zip(job, axes, strict=True) if len(axis) > 1)
-            mistakes += [f"{swept}: {line}" if swept else line for line in explain(error).splitlines()]
+            lines = str(error).splitlines() if isinstance(error, ConfigError) else [explain(error)]
+            mistakes += [f"{swept}: {line}" if swept else line for line in lines]
     HydraConfig.instance().cfg = before
+    if not all(axes):
+        mistakes.append(f"the sweep has no runs: {' '.join(overrides)} matches no option and no value")
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return jobs
@@ -105,6 +161,12 @@ def close_sweep(store: Any, sweep: str, status: str) -> int:
     """Print the sweep's table, record it in the sweep's own run and end that; returns how many runs finished."""
     from mnist_exp import tracking
 
+    with tracking.undisturbed():
+        _open.clear()
+        return _close_sweep(tracking, store, sweep, status)
+
+
+def _close_sweep(tracking: Any, store: Any, sweep: str, status: str) -> int:
     runs = sorted(tracking.sweep_runs(store, sweep), key=_rank)
     finished = [run for run in runs if run.info.status == "FINISHED"]
     rows = [_row(run) for run in runs]
@@ -123,9 +185,15 @@ def _rank(run: Any) -> tuple[bool, float]:
 
 
 def _row(run: Any) -> terminal.Row:
-    scores = (run.data.metrics.get(name) for name in ("final_val_accuracy", "test_accuracy", "fit_seconds"))
+    scores = run.data.metrics
     return terminal.Row(
-        run.info.run_name, run.info.status, run.data.tags.get("overrides", ""), *scores, run.info.run_id
+        name=run.info.run_name,
+        status=run.info.status,
+        overrides=run.data.tags["overrides"],
+        val_accuracy=scores.get("final_val_accuracy"),
+        test_accuracy=scores.get("test_accuracy"),
+        seconds=scores.get("fit_seconds"),
+        run_id=run.info.run_id,
     )
 
 
@@ -144,5 +212,5 @@ def _markdown(rows: Sequence[terminal.Row]) -> str:
     ]
     for row in rows:
         figures = terminal.figures(row)
-        lines.append("| " + " | ".join((row.name, row.status, f"`{row.changes}`", *figures, row.run_id)) + " |")
+        lines.append("| " + " | ".join((row.name, row.status, f"`{row.overrides}`", *figures, row.run_id)) + " |")
     return "\n".join(lines) + "\n"

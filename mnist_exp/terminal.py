@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
     name: str
     status: str
-    changes: str  # what sets it apart from its siblings, as overrides
+    overrides: str  # as given on the command line
     val_accuracy: float | None
     test_accuracy: float | None
     seconds: float | None
@@ -92,7 +92,7 @@ def sweep_table(title: str, rows: Sequence[Row]) -> None:
     if not console.is_terminal:  # no wrapping to 80 columns: a line a run, for grep
         print(title)
         for row in rows:
-            print("  ".join((row.name, row.status, row.changes, *figures(row), row.run_id)))
+            print("  ".join((row.name, row.status, row.overrides, *figures(row), row.run_id)))
         return
     table = Table(title=title, title_justify="left")
     for column, justify in (("run", "left"), ("status", "left"), ("overrides", "left")):
@@ -102,7 +102,7 @@ def sweep_table(title: str, rows: Sequence[Row]) -> None:
     table.add_column("run id")
     for row in rows:
         style = "" if row.status == "FINISHED" else "red"
-        table.add_row(row.name, row.status, row.changes, *figures(row), row.run_id[:8], style=style)
+        table.add_row(row.name, row.status, row.overrides, *figures(row), row.run_id[:8], style=style)
     console.print(table)
 
 

@@ -8,12 +8,14 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -32,11 +34,15 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
-from mnist_exp import RequestError
+from mnist_exp import RequestError, RunError
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 RETRY_SECONDS = 30.0
+LOCK_SECONDS = 60.0
+# What a store raises that is gone, full or not one; ImportError: the driver of a database is not installed.
+STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 
 
 class StoreError(RequestError):
@@ -79,13 +85,10 @@ def open_store(uri: str | None, experiment: str) -> Store:
     """
     uri = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     mlflow.set_tracking_uri(uri)
-    try:
-        with _creation_lock(uri):
-            found = mlflow.get_experiment_by_name(experiment)
-            if found is None:
-                return Store(uri, experiment, mlflow.create_experiment(experiment))
-    except (MlflowException, OSError, sqlite3.Error) as error:
-        raise StoreError(f"tracking.uri={uri} cannot be used: {_first_line(error)}") from error
+    with _using(uri), _creation_lock(uri):
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is None:
+            return Store(uri, experiment, mlflow.create_experiment(experiment))
     if found.lifecycle_stage != "active":
         raise StoreError(
             f"tracking.experiment={experiment} was deleted in MLflow; restore it with "
@@ -100,22 +103,50 @@ def _absolute(uri: str) -> str:
 
 
 @contextmanager
+def _using(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise StoreError(f"tracking.uri={uri} cannot be used: {_first_line(error)}") from error
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM while a run is closed: an impatient second one would leave it looking alive."""
+    held: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, lambda number, _: held.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
+@contextmanager
 def _creation_lock(uri: str) -> Iterator[None]:
-    """Of processes that create the same SQLite database at once MLflow lets all but one fail: let one do it."""
+    """Of processes that create the same SQLite database at once MLflow lets all but one fail: let one do it.
+
+    What SQLite refuses it refuses here at once; MLflow would try for minutes.
+    """
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///"):
         yield
         return
-    if path.exists():
-        if not os.access(path, os.W_OK):
-            raise PermissionError(f"{path} is not writable")
-    elif not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist")
-    with FileLock(f"{path}.lock"):
+    lock = path.with_name(f"{path.name}.lock")
+    lock.touch()  # where it cannot be made, FileLock would wait for it
+    with FileLock(lock, timeout=LOCK_SECONDS):
+        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database:
+            database.execute("PRAGMA journal_mode=WAL")  # persists; many then write without waiting for readers
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
         yield
-        with sqlite3.connect(path) as database:  # persists; many processes then write without waiting for readers
-            database.execute("PRAGMA journal_mode=WAL")
-        database.close()
 
 
 class RunLog:
@@ -123,18 +154,21 @@ class RunLog:
 
     def __init__(self, store: Store, run_id: str, output: Path) -> None:
         self.run_id = run_id
-        self.folder = output / "artifacts"
+        self.folder = output / f"artifacts-{run_id[:8]}"  # emptied when sent: nobody else's, whatever hydra.run.dir is
         self._client = mlflow.MlflowClient(store.uri)
         self._record = output / "metrics.jsonl"
         self._unsent: list[Metric] = []
         self._retry_at = 0.0
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one step (epochs count from 1) to the local record and send what is unsent."""
         now = time.time()
-        with self._record.open("a", encoding="utf-8") as record:
-            record.write(json.dumps({"step": step, "time": now, **{k: float(v) for k, v in metrics.items()}}) + "\n")
+        try:
+            with self._record.open("a", encoding="utf-8") as record:
+                values = {name: float(value) for name, value in metrics.items()}
+                record.write(json.dumps({"step": step, "time": now, **values}) + "\n")
+        except OSError as error:  # a full disk is no reason to lose the training
+            print(f"tracking: {self._record} not written: {_first_line(error)}", file=sys.stderr)
         self._unsent += [Metric(name, float(value), int(now * 1000), step) for name, value in metrics.items()]
         if now >= self._retry_at:
             self._send()
@@ -144,7 +178,7 @@ class RunLog:
             for first in range(0, len(self._unsent), 1000):  # what one call may carry
                 self._client.log_batch(self.run_id, metrics=self._unsent[first : first + 1000])
             self._unsent = []
-        except (MlflowException, OSError) as error:
+        except STORE_ERRORS as error:
             self._retry_at = time.time() + RETRY_SECONDS
             print(
                 f"tracking: not sent, will be tried again; kept in {self._record}: {_first_line(error)}",
@@ -205,8 +239,13 @@ class RunLog:
         self.upload()
         self._send()
         if self._unsent:
-            raise StoreError("metrics could not be sent")
+            raise RunError("metrics could not be sent")
         self._client.set_terminated(self.run_id, status)
+
+    def give_up(self, status: str) -> None:
+        """End the run without what the store did not take."""
+        with suppress(*STORE_ERRORS):
+            self._client.set_terminated(self.run_id, status)
 
 
 @contextmanager
@@ -216,26 +255,29 @@ def tracked_run(
     """A run from start to end: FINISHED, FAILED with its traceback as an artifact, or KILLED by Ctrl-C or a signal.
 
     Raises:
-        StoreError: the store took the start of the run but not its end; the message says where the record is.
+        StoreError: the store does not take the run.
+        RunError: it took the start of the run but not the rest; the message says where the record is.
     """
     mlflow.set_tracking_uri(store.uri)
-    try:
+    with _using(store.uri):
         context = mlflow.tracking.context.registry.resolve_tags(dict(tags))
         client = mlflow.MlflowClient(store.uri)
         run = client.create_run(store.experiment_id, tags=context, run_name=name)
-        client.log_batch(run.info.run_id, params=[Param(key, _text(value)) for key, value in params.items()])
-    except (MlflowException, OSError) as error:
-        raise StoreError(f"tracking.uri={store.uri} cannot be used: {_first_line(error)}") from error
     log = RunLog(store, run.info.run_id, output)
     status = "FINISHED"
     try:
+        log.folder.mkdir(parents=True)
+        client.log_batch(run.info.run_id, params=[Param(key, _text(value)) for key, value in params.items()])
         yield log
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         status = "KILLED"
         raise
-    except BaseException:
+    except BaseException as error:
         status = "FAILED"
-        (log.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # what went wrong matters more
+            (log.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        if isinstance(error, (MlflowException, SQLAlchemyError)):
+            raise RunError(f"tracking.uri={store.uri} stopped working: {_first_line(error)}") from error
         raise
     finally:
         _close(log, status, output)
@@ -243,11 +285,16 @@ def tracked_run(
 
 def _close(log: RunLog, status: str, output: Path) -> None:
     try:
-        log.close(status)
-    except (MlflowException, OSError, StoreError) as error:
+        with undisturbed():
+            try:
+                log.close(status)
+            except BaseException:
+                log.give_up("FAILED" if status == "FINISHED" else status)
+                raise
+    except (*STORE_ERRORS, RunError) as error:
         message = f"the tracking store did not take the end of run {log.run_id}: its record is in {output}"
         if status == "FINISHED":
-            raise StoreError(f"{message}: {_first_line(error)}") from error
+            raise RunError(f"{message}: {_first_line(error)}") from error
         print(message, file=sys.stderr)  # what ended the run matters more
 
 
@@ -255,13 +302,16 @@ def open_sweep(store: Store, sweep: str, command: str, jobs: int) -> None:
     """Start the sweep's own run."""
     tags = {"kind": "sweep", "sweep": sweep, "command": command, "jobs": str(jobs)}
     context = mlflow.tracking.context.registry.resolve_tags(tags)
-    mlflow.MlflowClient(store.uri).create_run(store.experiment_id, tags=context, run_name=f"sweep-{sweep}")
+    with _using(store.uri):
+        mlflow.MlflowClient(store.uri).create_run(store.experiment_id, tags=context, run_name=f"sweep-{sweep}")
 
 
 def sweep_runs(store: Store, sweep: str, kind: str = "run") -> list[Run]:
     """The runs of a sweep, oldest first; with kind="sweep" the sweep's own."""
     query = f"tags.sweep = '{sweep}' and tags.kind = '{kind}'"
-    client, runs, page = mlflow.MlflowClient(store.uri), [], None
+    client = mlflow.MlflowClient(store.uri)
+    runs: list[Run] = []
+    page: str | None = None
     while page != "":
         found = client.search_runs(
             [store.experiment_id], query, max_results=1000, order_by=["attributes.start_time ASC"], page_token=page
@@ -274,6 +324,7 @@ def close_sweep(store: Store, sweep: str, status: str, best: Run | None, files: 
     """End the sweep's own run with its files, its note (Markdown) and the metrics of the best of its runs."""
     client = mlflow.MlflowClient(store.uri)
     (own,) = sweep_runs(store, sweep, "sweep")
+    client.set_terminated(own.info.run_id, status)  # first: whatever goes wrong below, it no longer looks alive
     for name, text in files.items():
         client.log_text(own.info.run_id, text, name)
     client.set_tag(own.info.run_id, "mlflow.note.content", note)
@@ -282,7 +333,6 @@ def close_sweep(store: Store, sweep: str, status: str, best: Run | None, files: 
         scores = [Metric(name, best.data.metrics[name], now, 0) for name in ("final_val_accuracy", "test_accuracy")]
         client.log_batch(own.info.run_id, metrics=scores)
         client.set_tag(own.info.run_id, "best_run", best.info.run_id)
-    client.set_terminated(own.info.run_id, status)
 
 
 def _text(value: Any) -> str:

@@ -5,19 +5,17 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mnist_exp import RequestError, terminal
+from mnist_exp import RequestError, RunError, terminal
 from mnist_exp.config import CONF_DIR, Config, check, explain
-from mnist_exp.data import Dataset, resolve_auto
-from mnist_exp.sweep import EXIT_FAILED, EXIT_SENSELESS, close_sweep, is_auto
+from mnist_exp.sweep import EXIT_FAILED, EXIT_SENSELESS, abandon_sweep, is_auto, load, settle
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -28,18 +26,13 @@ def job(composed: DictConfig) -> float:
     code = EXIT_FAILED
     try:
         return _train(check(composed))
-    except (KeyboardInterrupt, SystemExit):
-        if composed.sweep.id:
-            _close_sweep(composed)
-        raise
     except RequestError as error:
         terminal.complain(str(error))
         code = EXIT_SENSELESS
     except Exception as error:  # noqa: BLE001 - whatever it is, the siblings of this run must go on
-        if not isinstance(error, ArithmeticError):  # a diverged loss needs no traceback
+        if not isinstance(error, ArithmeticError | RunError | OSError):  # a diverged loss, a full disk: no bug
             traceback.print_exc()
-        name = f"{composed.name}-s{composed.seed}"
-        terminal.complain(f"run {name} failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {explain(error)}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return float("nan")
     sys.exit(code)
@@ -47,7 +40,9 @@ def job(composed: DictConfig) -> float:
 
 def _train(config: Config) -> float:
     """Load the data, open the store, run. What fails early is tried first: TensorFlow takes seconds to import."""
-    dataset = _load(config)
+    if is_auto(config) and (option := settle(config)) != "mnist":
+        terminal.warn_no_mnist(option)
+    dataset = load(config)
     from mnist_exp import tracking
 
     store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
@@ -61,25 +56,6 @@ def _train(config: Config) -> float:
     return run_experiment(config, dataset, store, output, tags, overrides).metrics["final_val_accuracy"]
 
 
-def _load(config: Config) -> Dataset:
-    """Load the data, after data=auto has been settled in the config as a concrete source."""
-    if is_auto(config):
-        option = config.sweep.data or resolve_auto(config.data["path"])
-        if option != "mnist":
-            terminal.warn_no_mnist(option)
-        defaults = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "data" / f"{option}.yaml"))
-        given = {key: config.data[key] for key in defaults if key != "_target_" and config.data.get(key) is not None}
-        config.data = {**defaults, **given}
-    arguments: dict[str, Any] = {key: value for key, value in config.data.items() if key != "_target_"}
-    return get_object(config.data["_target_"])(**arguments)
-
-
-def _close_sweep(composed: DictConfig) -> None:
-    from mnist_exp import tracking
-
-    close_sweep(tracking.open_store(composed.tracking.uri, composed.tracking.experiment), composed.sweep.id, "KILLED")
-
-
 def _terminate(*_: object) -> NoReturn:
     sys.exit(EXIT_TERMINATED)
 
@@ -90,11 +66,16 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
     try:
         job()
-    except HydraException as error:
-        terminal.complain(explain(error))
-        sys.exit(EXIT_SENSELESS)
     except KeyboardInterrupt:
+        abandon_sweep("KILLED")
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit:
+        abandon_sweep("KILLED")
+        raise
+    except Exception as error:  # noqa: BLE001 - `job` lets none pass: Hydra could not make sense of the request
+        given = "" if isinstance(error, HydraException) else f"{' '.join(sys.argv[1:])!r} cannot be composed: "
+        terminal.complain(given + explain(error))
+        sys.exit(EXIT_FAILED if abandon_sweep("FAILED") else EXIT_SENSELESS)
 
 
 if __name__ == "__main__":

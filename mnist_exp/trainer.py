@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -139,7 +140,7 @@ def _feed(
     if execution.name == "resident":
         cut = stretches(orders, images, batch_size, STRETCH_XLA if execution.xla else STRETCH_GRAPH)
         with resident(model, dataset.train, dataset.validation, batch_size, cut, xla=execution.xla) as compile_seconds:
-            yield tf.data.Dataset.range(2**62), cut.count, tf.data.Dataset.range(1), compile_seconds
+            yield tf.data.Dataset.range(2**62), cut.per_epoch, tf.data.Dataset.range(1), compile_seconds
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
         validation = _batches(dataset.validation, EVALUATION_BATCH)
@@ -208,6 +209,21 @@ def early_stopping(monitor: str, patience: int) -> keras.callbacks.Callback:
     """Stop after `patience` epochs without improvement of `val_loss` or `val_accuracy`; keep the best weights."""
     mode = "min" if monitor.endswith("loss") else "max"
     return keras.callbacks.EarlyStopping(monitor, patience=patience, mode=mode, restore_best_weights=True)
+
+
+def profile(folder: Path, epochs: int) -> keras.callbacks.Callback:
+    """Write a trace of the second epoch, the first without start-up costs, into `folder`; of the first if it is all."""
+    traced = min(1, epochs - 1)
+
+    def start(epoch: int, logs: dict) -> None:
+        if epoch == traced:
+            tf.profiler.experimental.start(str(folder))
+
+    def stop(epoch: int, logs: dict) -> None:
+        if epoch == traced:
+            tf.profiler.experimental.stop()
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=start, on_epoch_end=stop)
 
 
 def predict(model: keras.Model, split: Split) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Measurements, side by side with the plain scripts that this project replaces."""

@@ -1,0 +1,118 @@
+"""`python -m benchmarks.overhead`: what tracking costs, how long a run takes to start, and whether memory grows.
+
+- tracking: the seconds spent in everything that records (MLflow calls, plots, provenance) within one real run of
+  `workshop_mlp`, timed around those calls; an epoch's share apart.
+- start-up: from process start until the run is created in the store, against `import tensorflow` alone.
+- memory: peak resident memory of the tracked run against the plain script, and the growth over a sweep of 100 runs.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.speed import environment, execute, run_peer
+
+TIMED = "from benchmarks.overhead import time_tracking; time_tracking()"
+
+
+def timed(totals: dict[str, list[float]], name: str, function: Callable) -> Callable:
+    """The function, with its seconds added to the totals."""
+
+    def wrapper(*arguments: Any, **settings: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **settings)
+        finally:
+            totals[name].append(time.perf_counter() - began)
+
+    return wrapper
+
+
+def time_tracking() -> None:
+    """Run the command in this process with the recording calls timed; print the figures."""
+    from mnist_exp import plots, provenance, run, tracking, train
+
+    totals: dict[str, list[float]] = defaultdict(list)
+    for owner, names in (
+        (tracking.RunLog, ("metrics", "dataset", "tags", "upload", "model", "close")),
+        (tracking.mlflow.MlflowClient, ("create_run",)),
+        (provenance, ("code_state", "environment", "requirements", "source_digest")),
+        (plots, ("curves", "confusion_matrix", "mistakes", "samples")),
+        (plots.Figure, ("savefig",)),
+        (run, ("_write_summary",)),
+    ):
+        for name in names:
+            setattr(owner, name, timed(totals, name, getattr(owner, name)))
+    sys.argv = ["train", "experiment=workshop_mlp", "trainer.epochs=20"]
+    train.main()
+    epochs = totals.pop("metrics")
+    totals["upload"].pop()  # the last one is part of close
+    for name, seconds in sorted(totals.items(), key=lambda item: -sum(item[1])):
+        print(f"  {name:18} {sum(seconds):6.3f} s in {len(seconds)} calls")
+    print(
+        f"tracking a run: {sum(map(sum, totals.values())):.2f} s; an epoch: {1000 * statistics.median(epochs):.1f} ms"
+    )
+
+
+def main() -> None:
+    """Print all figures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        execute(folder, "mnist_exp.train", "experiment=smoke")  # creates the database: once a project
+        paths = str(Path(__file__).parent.parent)
+        settings: dict[str, Any] = {"cwd": folder, "env": {**environment(folder), "PYTHONPATH": paths}, "text": True}
+        print(subprocess.run([sys.executable, "-c", TIMED], capture_output=True, check=True, **settings).stdout)
+        start_up(settings)
+        memory(folder, settings)
+
+
+def start_up(settings: dict[str, Any]) -> None:
+    """Median of five: `import tensorflow`, and the command until its first epoch ended."""
+    alone, ours = [], []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import tensorflow"], capture_output=True, check=True, **settings)
+        alone.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "mnist_exp.train", "experiment=workshop_mlp", "trainer.epochs=1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **settings) as process:
+            assert process.stderr is not None
+            process.stderr.readline()  # the first epoch
+            ours.append(time.perf_counter() - began)
+    a, b = statistics.median(alone), statistics.median(ours)
+    print(f"import tensorflow: {a:.2f} s; first epoch done, compiling included: {b:.2f} s, {b - a:.2f} s above")
+
+
+def memory(folder: Path, settings: dict[str, Any]) -> None:
+    """Peaks of one run on each side, and resident memory after each of 100 runs in one process."""
+    peer = run_peer(folder, "workshop_mlp", "--epochs=3")["peak_memory"]
+    command = [sys.executable, "-m", "mnist_exp.train", "experiment=workshop_mlp", "trainer.epochs=3"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **settings) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    print(f"peak memory: plain {peer / 2**20:.0f} MiB, tracked {usage.ru_maxrss / 2**10:.0f} MiB")
+    command = [sys.executable, "-m", "mnist_exp.train", "-m", "experiment=smoke", "seed=range(100)"]
+    resident, ends = [], []
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, **settings) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " epochs in " in line:
+                resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+                ends.append(time.perf_counter())
+    tail = resident[10:]
+    growth = statistics.linear_regression(range(len(tail)), tail).slope
+    print(f"100 runs in one process: {resident[9]:.0f} MiB after the 10th, {resident[-1]:.0f} after the last")
+    print(f"growth after the tenth: {growth:.2f} MiB a run; {(ends[-1] - ends[9]) / 90:.2f} s a run")
+
+
+if __name__ == "__main__":
+    main()
