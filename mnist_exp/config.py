@@ -224,7 +224,8 @@ def explain(error: Exception) -> str:
     text = text.replace("\n\t", ", ").replace(":, ", ": ")  # Hydra's list of a group's options
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("    ")]
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override: {lines[-2] if len(lines) > 2 else lines[0]}"
+        said = [line for line in lines[:-1] if "Error parsing" not in line and "Lexer" not in line]
+        return f"{error.override!r} is not of the form key=value" + "".join(f": {line}" for line in said[:1])
     if isinstance(cause, OmegaConfBaseException):
         if cause is not error:
             lines = [lines[0].rstrip("."), str(cause).splitlines()[0]]
@@ -384,7 +385,7 @@ def to_yaml(config: Config) -> str:
     """A complete config that `train --config-dir FOLDER --config-name config` accepts as it is."""
     header = (
         "# Trains this run again: python -m mnist_exp.train --config-dir FOLDER_OF_THIS_FILE --config-name config\n"
-        "defaults:\n- schema\n- hydra_settings\n- _self_\n"
+        "defaults:\n- schema\n- trainer: default\n- tracking: default\n- hydra_settings\n- _self_\n"
         "- override hydra/job_logging: disabled\n- override hydra/hydra_logging: disabled\n"
     )
     content = asdict(config)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mnist_exp import RequestError
+
 Shape = tuple[int, int, int]
 
 
@@ -95,17 +97,18 @@ def cnn(
     dropout: float,
     batch_norm: bool,
 ) -> keras.Model:
-    """3x3 convolutions, each halved by 2x2 max pooling; images must be at least 2 ** len(filters) pixels wide.
+    """3x3 convolutions, each followed by 2x2 max pooling and the activation; for images of 2 ** len(filters) pixels up.
 
     Raises:
-        ValueError: more filters than the image can be halved.
+        RequestError: more filters than the image can be halved.
     """
     if min(image_shape[:2]) < 2 ** len(filters):
-        raise ValueError(f"model.filters: {len(filters)} poolings need images of {2 ** len(filters)} pixels or more")
+        raise RequestError(f"model.filters: {len(filters)} poolings need images of {2 ** len(filters)} pixels or more")
     images, features = _pixels(image_shape)
     for channels in filters:
         features = keras.layers.Conv2D(channels, 3, padding="same", use_bias=not batch_norm)(features)
-        features = keras.layers.MaxPooling2D()(_activated(features, activation, batch_norm))
+        # Pooling first, as in https://arxiv.org/abs/2404.00498: the same for relu, at a quarter of the work.
+        features = _activated(keras.layers.MaxPooling2D()(features), activation, batch_norm)
     features = Dropout(dropout)(keras.layers.Flatten()(features))
     return _classifier(images, features, num_classes)
 

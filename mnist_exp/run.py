@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from mnist_exp import devices, metrics, plots, provenance, terminal, trainer
-from mnist_exp.config import PACKAGE, Config, ConfigError, flatten, identity, to_yaml
+from mnist_exp.config import PACKAGE, Config, flatten, identity, to_yaml
 from mnist_exp.data import Dataset
 from mnist_exp.tracking import Store, tracked_run
 
@@ -41,13 +41,10 @@ def run_experiment(
         overrides: the command's overrides, recorded as they were given.
 
     Raises:
-        ConfigError: the batch is larger than the data.
         DeviceError: the machine lacks the devices asked for.
         StoreError: the store did not take the run.
     """
     settings, images = config.trainer, len(dataset.train.labels)
-    if settings.batch_size > images:
-        raise ConfigError(f"trainer.batch_size must be at most the {images} training images, got {settings.batch_size}")
     name = f"{config.name}-s{config.seed}"
     threads = devices.cpu_threads(settings.threads)
     strategy = devices.configure(settings.devices, threads)
@@ -67,7 +64,7 @@ def run_experiment(
         "code.commit": code.commit or "unknown",
         "code.dirty": str(code.dirty).lower(),
     }
-    with tracked_run(store, name, flatten(asdict(config)), tags, output) as log:
+    with tracked_run(store, name, _params(config), tags, output) as log:
         _write_origin(log.folder, config, overrides, code.diff)
         log.dataset(
             dataset.name,
@@ -109,11 +106,16 @@ def run_experiment(
             )
         final = {"fit_seconds": time.perf_counter() - began, "parameters": float(model.count_params())}
         final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
-        epochs = len(fitted.history["train_loss"])
-        log.metrics(epochs, final)
-        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements())
+        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(), final)
+    epochs = len(fitted.history["train_loss"])
     print(terminal.summary_line(name, final, epochs, execution.name, log.run_id), flush=True)
     return Result(log.run_id, final)
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """The flattened config, and the short names of model and optimizer, which the UI has room for."""
+    names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
+    return names | {key: value for key, value in flatten(asdict(config)).items() if not key.startswith("sweep.")}
 
 
 def _facts(dataset: Dataset, threads: int, device: str) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def _write_origin(folder: Path, config: Config, overrides: Sequence[str], diff: 
 
 def _write_summary(folder: Path, model: keras.Model) -> None:
     lines: list[str] = []
-    model.summary(print_fn=lines.append, line_length=100)
+    model.summary(print_fn=lines.append, line_length=80)
     (folder / "model_summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -171,14 +173,17 @@ def _evaluate(
         scores[f"{part}_loss"] = metrics.cross_entropy(logits, truth)
         scores[f"{part}_accuracy"] = float((logits.argmax(axis=1) == truth).mean())
     scores["test_calibration_error"] = metrics.calibration_error(test_logits, labels)
-    for figure_name, values in metrics.per_class(confusion).items():
-        scores |= {f"test_{figure_name}/{c}": float(value) for c, value in zip(classes, values, strict=True)}
     for percent in (97, 98, 99):
         history = fitted.history
         seconds = metrics.seconds_to(history["val_accuracy"], history["epoch_seconds"], percent / 100)
         if seconds is not None:
             scores[f"seconds_to_{percent}"] = seconds
     np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
+    # Not metrics: thirty charts of one bar each would hide the curves in MLflow's view.
+    figures = metrics.per_class(confusion)
+    table = np.column_stack([np.arange(dataset.num_classes), confusion.sum(axis=1), *figures.values()])
+    header = ",".join(("class", "images", *figures))
+    np.savetxt(folder / "per_class.csv", table, "%g", ",", header=header, comments="")
     one_of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in range(dataset.num_classes)])
     for name, figure in (
         ("curves", plots.curves(fitted.history, title=title, validation=validation)),

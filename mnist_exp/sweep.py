@@ -25,6 +25,8 @@ from mnist_exp.config import CONF_DIR, Config, ConfigError, check, check_batch, 
 from mnist_exp.data import Dataset, resolve_auto
 
 EXIT_FAILED, EXIT_SENSELESS = 1, 2
+# Okabe and Ito's, distinguishable to colour-blind readers.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 _open: list[tuple[Any, str]] = []  # the store and the id of the sweep that this process has begun and not closed
 
 
@@ -79,6 +81,11 @@ def abandon_sweep(status: str) -> bool:
     for store, sweep in _open:
         close_sweep(store, sweep, status)
     return began
+
+
+def sweep_tags(sweep: str, number: int) -> dict[str, str]:
+    """Tags of the n-th run of a sweep: the sweep, and a colour unlike its neighbours' in MLflow's charts."""
+    return {"sweep": sweep, "mlflow.runColor": COLORS[number % len(COLORS)]}
 
 
 def is_auto(config: Config) -> bool:
@@ -163,38 +170,38 @@ def close_sweep(store: Any, sweep: str, status: str) -> int:
 
     with tracking.undisturbed():
         _open.clear()
-        return _close_sweep(tracking, store, sweep, status)
-
-
-def _close_sweep(tracking: Any, store: Any, sweep: str, status: str) -> int:
-    runs = sorted(tracking.sweep_runs(store, sweep), key=_rank)
-    finished = [run for run in runs if run.info.status == "FINISHED"]
-    rows = [_row(run) for run in runs]
-    failed = len(rows) - len(finished)
-    title = f"sweep {sweep}: {len(finished)} finished" + (f", {failed} not" if failed else "")
-    terminal.sweep_table(title, rows)
-    print(f"\ncompare them:  {store.ui_command}\nthen open      http://127.0.0.1:5000{store.ui_path}", flush=True)
-    note = f"**{title}**, best by validation accuracy first\n\n{_markdown(rows)}"
-    files = {"sweep.csv": _csv(rows), "sweep.md": note}
-    tracking.close_sweep(store, sweep, status, finished[0] if finished else None, files, note)
-    return len(finished)
+        runs = sorted(tracking.sweep_runs(store, sweep), key=_rank)
+        finished = [run for run in runs if run.info.status == "FINISHED"]
+        rows = _rows(runs)
+        failed = len(rows) - len(finished)
+        title = f"sweep {sweep}: {len(finished)} finished" + (f", {failed} not" if failed else "")
+        terminal.sweep_table(title, rows)
+        print(f"\ncompare them:  {store.ui_command}\nthen open      {store.ui_link(sweep)}", flush=True)
+        note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, store.experiment_id)}"
+        files = {"sweep.csv": _csv(rows), "sweep.md": note}
+        tracking.close_sweep(store, sweep, status, finished[0] if finished else None, files, note)
+        return len(finished)
 
 
 def _rank(run: Any) -> tuple[bool, float]:
     return run.info.status != "FINISHED", -run.data.metrics.get("final_val_accuracy", 0.0)
 
 
-def _row(run: Any) -> terminal.Row:
-    scores = run.data.metrics
-    return terminal.Row(
-        name=run.info.run_name,
-        status=run.info.status,
-        overrides=run.data.tags["overrides"],
-        val_accuracy=scores.get("final_val_accuracy"),
-        test_accuracy=scores.get("test_accuracy"),
-        seconds=scores.get("fit_seconds"),
-        run_id=run.info.run_id,
-    )
+def _rows(runs: Sequence[Any]) -> list[terminal.Row]:
+    given = [run.data.tags["overrides"].split() for run in runs]
+    shared = set.intersection(*map(set, given)) if len(given) > 1 else set()
+    return [
+        terminal.Row(
+            name=run.info.run_name,
+            status=run.info.status,
+            swept=" ".join(override for override in overrides if override not in shared),
+            val_accuracy=run.data.metrics.get("final_val_accuracy"),
+            test_accuracy=run.data.metrics.get("test_accuracy"),
+            seconds=run.data.metrics.get("fit_seconds"),
+            run_id=run.info.run_id,
+        )
+        for run, overrides in zip(runs, given, strict=True)
+    ]
 
 
 def _csv(rows: Sequence[terminal.Row]) -> str:
@@ -205,12 +212,9 @@ def _csv(rows: Sequence[terminal.Row]) -> str:
     return text.getvalue()
 
 
-def _markdown(rows: Sequence[terminal.Row]) -> str:
-    lines = [
-        "| run | status | overrides | val_accuracy | test_accuracy | seconds | run id |",
-        "|---|---|---|--:|--:|--:|---|",
-    ]
+def _markdown(rows: Sequence[terminal.Row], experiment_id: str) -> str:
+    lines = ["| run | status | swept | val_accuracy | test_accuracy | seconds |", "|---|---|---|--:|--:|--:|"]
     for row in rows:
-        figures = terminal.figures(row)
-        lines.append("| " + " | ".join((row.name, row.status, f"`{row.overrides}`", *figures, row.run_id)) + " |")
+        link = f"[{row.name}](#/experiments/{experiment_id}/runs/{row.run_id})"  # within MLflow's UI
+        lines.append("| " + " | ".join((link, row.status, row.swept, *terminal.figures(row))) + " |")
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """What a person sees: a progress bar, one line a run, the table of a sweep. Plain text when it is not a terminal."""
 
+import math
 import os
 import sys
 import tempfile
@@ -17,7 +18,7 @@ class Row(NamedTuple):
 
     name: str
     status: str
-    overrides: str  # as given on the command line
+    swept: str  # the overrides that set it apart from its siblings
     val_accuracy: float | None
     test_accuracy: float | None
     seconds: float | None
@@ -25,10 +26,16 @@ class Row(NamedTuple):
 
 
 @contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Hold back what native libraries print while they start (no log level silences it all); show it on failure."""
+def quiet_stderr(doing: str) -> Iterator[None]:
+    """Hold back what native libraries print while they start (no log level silences it all); show it on failure.
+
+    A terminal shows what is being done meanwhile.
+    """
     sys.stderr.flush()
     real = os.dup(2)
+    live = os.isatty(real)
+    if live:
+        os.write(real, f"{doing} ...".encode())
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
@@ -40,6 +47,8 @@ def quiet_stderr() -> Iterator[None]:
         finally:
             sys.stderr.flush()
             os.dup2(real, 2)
+            if live:
+                os.write(real, b"\r\x1b[2K")  # back to the start of the line, and erase it
             os.close(real)
 
 
@@ -49,9 +58,13 @@ class RunProgress:
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs = name, epochs
         self.console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[text]}"))
         self.bar = Progress(
-            *columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
+            *columns,
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task(name, total=float(epochs), text="compiling")
 
@@ -64,16 +77,15 @@ class RunProgress:
 
     def within_epoch(self, epochs: float, metrics: Mapping[str, float]) -> None:
         """Move the bar to `epochs`, a fraction of them all included."""
-        text = f"epoch {int(epochs) + 1}/{self.epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2%}"
+        text = f"epoch {math.ceil(epochs)}/{self.epochs} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.2%}"
         self.bar.update(self.task, completed=epochs, text=text)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Report a finished epoch, counted from 1."""
+        """Report a finished epoch, counted from 1, where there is no bar."""
         text = (
             f"epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:.2%}"
             f"  val_accuracy {metrics['val_accuracy']:.2%}"
         )
-        self.bar.update(self.task, completed=epoch, text=text)
         if not self.console.is_terminal:
             print(f"{self.name}  {text}  {metrics['epoch_seconds']:.2f} s", file=sys.stderr, flush=True)
 
@@ -92,17 +104,17 @@ def sweep_table(title: str, rows: Sequence[Row]) -> None:
     if not console.is_terminal:  # no wrapping to 80 columns: a line a run, for grep
         print(title)
         for row in rows:
-            print("  ".join((row.name, row.status, row.overrides, *figures(row), row.run_id)))
+            print("  ".join((row.name, row.status, row.swept, *figures(row), row.run_id)))
         return
     table = Table(title=title, title_justify="left")
-    for column, justify in (("run", "left"), ("status", "left"), ("overrides", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for column in ("val_accuracy", "test_accuracy", "seconds"):
-        table.add_column(column, justify="right")
-    table.add_column("run id")
+    for column in ("run", "status", "swept"):
+        table.add_column(column, overflow="fold")
+    for column in ("val", "test", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("run id", no_wrap=True)
     for row in rows:
         style = "" if row.status == "FINISHED" else "red"
-        table.add_row(row.name, row.status, row.overrides, *figures(row), row.run_id[:8], style=style)
+        table.add_row(row.name, row.status, row.swept, *figures(row), row.run_id[:8], style=style)
     console.print(table)
 
 

@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 # MLflow's own defaults block for four minutes when a server is gone, and report usage over the network.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -57,20 +58,24 @@ class Store(NamedTuple):
     experiment_id: str
 
     @property
-    def ui_command(self) -> str:
-        """What opens the MLflow UI on this store."""
-        default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-        server = self.uri.startswith(("http://", "https://"))
-        return (
-            f"open {self.uri}"
-            if server
-            else "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {self.uri}")
-        )
+    def is_server(self) -> bool:
+        """Whether the store is an MLflow server, which has its own UI."""
+        return self.uri.startswith(("http://", "https://"))
 
     @property
-    def ui_path(self) -> str:
-        """The experiment's runs in the UI; without the parameter it opens in a mode that hides their charts."""
-        return f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+    def ui_command(self) -> str:
+        """What opens the MLflow UI on this store."""
+        if self.is_server:
+            return f"open {self.uri}"
+        default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {self.uri}")
+
+    def ui_link(self, sweep: str) -> str:
+        """The charts of a sweep's runs in the UI; without `workflowType` it opens in a mode that hides them."""
+        host = self.uri if self.is_server else "http://127.0.0.1:5000"
+        runs = quote(f"tags.sweep='{sweep}' and tags.kind='run'", safe="'")
+        query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
+        return f"{host}/#/experiments/{self.experiment_id}/runs?{query}"
 
 
 def open_store(uri: str | None, experiment: str) -> Store:
@@ -160,8 +165,14 @@ class RunLog:
         self._unsent: list[Metric] = []
         self._retry_at = 0.0
 
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of one step (epochs count from 1) to the local record and send what is unsent."""
+    def metrics(self, step: int, metrics: Mapping[str, float], model_id: str | None = None) -> None:
+        """Append metrics to the local record and send what is unsent.
+
+        Args:
+            step: the epoch, from 1; 0 for what belongs to no epoch.
+            metrics: names and values.
+            model_id: the logged model that they are also metrics of.
+        """
         now = time.time()
         try:
             with self._record.open("a", encoding="utf-8") as record:
@@ -169,7 +180,9 @@ class RunLog:
                 record.write(json.dumps({"step": step, "time": now, **values}) + "\n")
         except OSError as error:  # a full disk is no reason to lose the training
             print(f"tracking: {self._record} not written: {_first_line(error)}", file=sys.stderr)
-        self._unsent += [Metric(name, float(value), int(now * 1000), step) for name, value in metrics.items()]
+        self._unsent += [
+            Metric(name, float(value), int(now * 1000), step, model_id=model_id) for name, value in metrics.items()
+        ]
         if now >= self._retry_at:
             self._send()
 
@@ -203,18 +216,21 @@ class RunLog:
         shutil.rmtree(self.folder)
         self.folder.mkdir()
 
-    def model(self, model: Any, example: np.ndarray, classes: int, requirements: list[str]) -> None:
-        """Log a Keras model as a servable MLflow model, and its SavedModel as the artifact `saved_model`.
+    def model(
+        self, model: Any, example: np.ndarray, classes: int, requirements: list[str], scores: Mapping[str, float]
+    ) -> None:
+        """Log a Keras model with its scores as a servable MLflow model, and its SavedModel as artifact `saved_model`.
 
         Args:
             model: uint8 images in, float32 logits out.
             example: uint8 (n, height, width, channels), stored as the input example.
             classes: width of the logits.
             requirements: pip requirements of whoever serves it; inferring them would start a process for 10 s.
+            scores: metrics of the run and of its model.
         """
         signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]), "images")]),
-            Schema([TensorSpec(np.dtype("float32"), (-1, classes), "logits")]),
+            Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),  # a name would make a dict of it
+            Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
         )
 
         def save_model(path: str, validate_serving_input: bool, **settings: Any) -> None:
@@ -223,7 +239,7 @@ class RunLog:
             shutil.copytree(Path(path, "data", "model"), self.folder / "saved_model")
 
         mlflow.set_experiment(experiment_id=self._client.get_run(self.run_id).info.experiment_id)
-        Model.log(
+        logged = Model.log(
             artifact_path=None,
             name="model",
             flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
@@ -233,6 +249,7 @@ class RunLog:
             pip_requirements=requirements,
             validate_serving_input=False,  # it would load the model again; a test serves one
         )
+        self.metrics(0, scores, logged.model_id)
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED with all that is unsent; raises when the store does not take it."""

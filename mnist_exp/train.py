@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from mnist_exp import RequestError, RunError, terminal
 from mnist_exp.config import CONF_DIR, Config, check, explain
-from mnist_exp.sweep import EXIT_FAILED, EXIT_SENSELESS, abandon_sweep, is_auto, load, settle
+from mnist_exp.sweep import EXIT_FAILED, EXIT_SENSELESS, abandon_sweep, is_auto, load, settle, sweep_tags
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -30,9 +30,10 @@ def job(composed: DictConfig) -> float:
         terminal.complain(str(error))
         code = EXIT_SENSELESS
     except Exception as error:  # noqa: BLE001 - whatever it is, the siblings of this run must go on
-        if not isinstance(error, ArithmeticError | RunError | OSError):  # a diverged loss, a full disk: no bug
+        if not isinstance(error, RunError | OSError):  # a diverged loss, a full disk: no bug
             traceback.print_exc()
-        terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {explain(error)}")
+        text = str(error).strip().partition("\n")[0]
+        terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return float("nan")
     sys.exit(code)
@@ -47,11 +48,11 @@ def _train(config: Config) -> float:
 
     store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with terminal.quiet_stderr():
+    with terminal.quiet_stderr("importing TensorFlow"):
         from mnist_exp.run import run_experiment
     settings = HydraConfig.get()
     output = Path(settings.runtime.output_dir)
-    tags = {"sweep": config.sweep.id} if config.sweep.id else {}
+    tags = sweep_tags(config.sweep.id, settings.job.num) if config.sweep.id else {}
     overrides = [text for text in settings.overrides.task if not text.startswith("sweep.")]
     return run_experiment(config, dataset, store, output, tags, overrides).metrics["final_val_accuracy"]
 
@@ -68,12 +69,13 @@ def main() -> None:
         job()
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
+        terminal.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
         abandon_sweep("KILLED")
         raise
     except Exception as error:  # noqa: BLE001 - `job` lets none pass: Hydra could not make sense of the request
-        given = "" if isinstance(error, HydraException) else f"{' '.join(sys.argv[1:])!r} cannot be composed: "
+        given = "" if isinstance(error, HydraException) else f"{' '.join(sys.argv[1:])!r} cannot be started: "
         terminal.complain(given + explain(error))
         sys.exit(EXIT_FAILED if abandon_sweep("FAILED") else EXIT_SENSELESS)
 

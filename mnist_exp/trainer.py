@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mnist_exp import RequestError, RunError
 from mnist_exp.data import Dataset, Split
 from mnist_exp.resident import EVALUATION_BATCH, Orders, resident, stretches
 
@@ -22,7 +23,7 @@ TICK_SECONDS = 0.1
 STRETCH_XLA, STRETCH_GRAPH = 500, 50
 
 
-class Diverged(ArithmeticError):
+class Diverged(RunError):
     """The training loss is no longer a number."""
 
 
@@ -49,14 +50,14 @@ def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool
     with XLA; a CNN takes 21, 15 and 400, because XLA's convolutions on a CPU are naive loops.
 
     Raises:
-        ValueError: `resident` was asked for on several devices.
+        RequestError: `resident` was asked for on several devices.
     """
     slow = [layer.name for layer in model.layers if _slow_in_cpu_xla(layer)]
     xla = gpu or not slow
     why = "" if xla else f", without XLA, which is slow on a CPU for {', '.join(slow)}"
     if devices > 1:
         if wanted == "resident":
-            raise ValueError("trainer.execution=resident runs on one device, trainer.devices asks for more")
+            raise RequestError("trainer.execution=resident runs on one device, trainer.devices asks for more")
         return Execution("mirrored", False, f"{devices} devices")
     if wanted == "keras":
         return Execution("keras", xla, "asked for" + why)

@@ -17,19 +17,22 @@ def options():
     """The conf tree as Markdown: for each group its options, then a table of all their keys."""
     lines = []
     for group in ("model", "optimizer", "schedule", "data", "augment", "trainer", "tracking", "experiment"):
-        keys: dict[tuple[str, str], list[str]] = {}
-        for path in sorted((CONF_DIR / group).glob("*.yaml")):
+        keys: dict[tuple[str, str], dict[str, str]] = {}  # (key, meaning) to the default in each option
+        paths = sorted((CONF_DIR / group).glob("*.yaml"))
+        for path in paths:
             text = [line for line in path.read_text(encoding="utf-8").splitlines() if line != "# @package _global_"]
             lines.append(f"- `{group}={path.stem}`: {text[0].removeprefix('# ')}")
             found = (re.fullmatch(r"(\w+): +(\S.*?) +# (.*)", line) for line in text[1:] if group != "experiment")
             for key in found:
                 if key is not None and key[1] != "_target_":
-                    keys.setdefault((key[1], key[3]), []).append(key[2])
+                    keys.setdefault((key[1], key[3]), {})[path.stem] = key[2]
         if keys:
-            lines += ["", "| key | default | meaning |", "|---|---|---|"]
-        for (key, meaning), values in keys.items():
-            default = f"`{values[0]}`" if len(set(values)) == 1 else "by option"
-            lines.append(f"| `{group}.{key}` | {default} | {meaning} |".replace("||", "| |"))
+            lines += ["", "| key | of | default | meaning |", "|---|---|---|---|"]
+        for (key, meaning), defaults in keys.items():
+            options = "all" if len(defaults) == len(paths) else ", ".join(defaults)
+            values = set(defaults.values())
+            default = f"`{values.pop()}`" if len(values) == 1 else "by option"
+            lines.append(f"| `{group}.{key}` | {options} | {default} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 import yaml
 
 from mnist_exp import data
+from tests.conftest import environment
 
 ARTIFACTS = {
     "code.diff",
@@ -23,6 +23,7 @@ ARTIFACTS = {
     "mistakes.png",
     "model_summary.txt",
     "overrides.yaml",
+    "per_class.csv",
     "predictions.npz",
     "requirements.txt",
     "samples.png",
@@ -40,10 +41,9 @@ EACH_EPOCH = {
 
 
 def train(folder, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MNIST_EXP_DATA")}
     command = [sys.executable, "-m", "mnist_exp.train", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=170, check=False
     )
 
 
@@ -93,7 +93,7 @@ def test_terminal_shows_a_line_a_run_and_the_table_best_first(sweep):
 def test_a_run_leaves_everything(sweep, name):
     run = sweep.runs[name]
     assert {path.name for path in sweep.artifacts(run).iterdir()} == ARTIFACTS
-    assert EACH_EPOCH | {"test_loss", "test_accuracy", "test_f1/7", "parameters"} <= run.data.metrics.keys()
+    assert EACH_EPOCH | {"test_loss", "test_accuracy", "parameters"} <= run.data.metrics.keys()
     for metric in EACH_EPOCH:
         assert [m.step for m in sweep.client.get_metric_history(run.info.run_id, metric)] == [1, 2]
     assert run.data.params["trainer.epochs"] == "2"

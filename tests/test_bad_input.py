@@ -1,0 +1,393 @@
+"""Every mistake: one clear line, the exit code that is promised, and no run that looks alive."""
+
+import signal
+import sqlite3
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from mnist_exp.data import ARRAYS
+from tests.conftest import Case, commands, runs, start
+
+MODELS = "Available options in 'model': cnn, linear, mlp, residual"
+TRAINER = "batch_size, devices, early_stopping, epochs, execution, patience, precision"
+SHARE = "must be a number from 0 to below 1, got"
+VALIDATION = "data.validation must be a count of at least 1, a share between 0 and 1, or 'test', got"
+FILE = "data=file data.path"
+
+# What is typed, and what the one line of the answer has to contain; all of it before TensorFlow is imported.
+MISTAKES: dict[str, tuple[str, ...]] = {
+    # names
+    "model=transformer": ("'model/transformer'", MODELS),
+    "optimizer=adm": ("'optimizer/adm'", "adagrad, adam, adamw, lion"),
+    "schedule=cosin": ("'schedule/cosin'", "constant, cosine"),
+    "data=imagenet": ("'data/imagenet'", "auto, digits, file, mnist"),
+    "experiment=smok": ("'experiment/smok'", "smoke, wide_mlp, workshop_mlp"),
+    "trainer=fast": ("'trainer/fast'", "Available options in 'trainer': default"),
+    "model=": ("'model/'", MODELS),
+    "modle=mlp": ("'modle'", "its keys:", "model, name, optimizer"),
+    "modle/x=mlp": ("'modle/x'",),
+    "model.hiden=[3]": ("'model.hiden'", "activation, batch_norm, dropout, hidden"),
+    "optimizer.lr=0.1": ("'optimizer.lr'", "learning_rate"),
+    "schedule=cosine schedule.alhpa=0.1": ("'schedule.alhpa'", "alpha"),
+    "trainer.epoch=3": ("'trainer.epoch'", TRAINER),
+    "data=digits data.pth=x": ("'data.pth'", "split_seed, validation"),
+    "tracking.url=x": ("'tracking.url'", "experiment, uri"),
+    "hydra.nope=3": ("'hydra.nope'", "sweeper"),
+    "+foo=1": ("foo is not a key of the config", "model, optimizer"),
+    "+trainer.steps=1": ("trainer.steps is not a key of the config", "epochs, batch_size"),
+    "+model.depth=3": ("model.depth is not a key of mnist_exp.models.mlp", "activation, batch_norm, dropout, hidden"),
+    "+optimizer.lr=0.1": ("optimizer.lr is not a key of keras.optimizers.Adam", "learning_rate"),
+    "+schedule.alpha=0.1": ("schedule.alpha is not a key of mnist_exp.schedules.constant; its keys: none",),
+    "+data.foo=1": ("data.foo is not a key of mnist_exp.data.digits; its keys: split_seed, validation",),
+    "++model=mlp": ("force-add of config groups is not supported", "'++model=mlp'"),
+    "~model": ("model", "missing mandatory value"),
+    "~model.hidden": ("model.hidden is required by mnist_exp.models.mlp and missing",),
+    "~optimizer.learning_rate": ("optimizer.learning_rate is required by keras.optimizers.Adam and missing",),
+    "~data.validation": ("data.validation is required by",),
+    "~foo": ("'foo' does not exist",),
+    "model=null": ("model=null", "cannot be started: ", "must be a string or a list", "NoneType"),
+    "model=3": ("model=3", "cannot be started: ", "must be a string or a list", "int"),
+    # targets
+    "model._target_=mlp": ("model._target_ must be a dotted path to a function, got 'mlp'",),
+    "model._target_=3": ("model._target_ must be a dotted path to a function, got 3",),
+    "model._target_=mnist_exp.models.gpt": ("must name a function or class that exists, got 'mnist_exp.models.gpt'",),
+    "model._target_=no.such.thing": ("must name a function or class that exists, got 'no.such.thing'",),
+    "model._target_=broken.model": ("must name a function or class, but", "broken.py is not Python"),
+    "~model._target_": ("model must name an option (cnn, linear, mlp, residual) or have a _target_",),
+    "optimizer._target_=keras.optimizers.Adamm": ("optimizer._target_", "'keras.optimizers.Adamm'"),
+    "schedule._target_=mnist_exp.data.digits": ("schedule._target_ must name what takes learning_rate, total_steps",),
+    # types
+    "trainer.epochs=many": ("trainer.epochs=many", "'many'", "it must be a whole number, at least 1"),
+    "trainer.epochs=1.5": ("trainer.epochs=1.5", "it must be a whole number, at least 1"),
+    "trainer.epochs=true": ("trainer.epochs=true", "it must be a whole number, at least 1"),
+    "trainer.epochs=null": ("trainer.epochs=null", "it must be a whole number, at least 1"),
+    "trainer.epochs=[]": ("trainer.epochs",),
+    "trainer.batch_size=1e3": ("trainer.batch_size=1e3", "it must be a whole number"),
+    "seed=true": ("seed=true", "it must be a whole number, between 0 and 2147483647"),
+    "model.dropout=true": (f"model.dropout {SHARE} True",),
+    "model.batch_norm=1": ("model.batch_norm must be true or false, got 1",),
+    "model.hidden=3": ("model.hidden must be a list, each entry a whole number, at least 1, got 3",),
+    "model.hidden=[a]": ("model.hidden must be a list", "got ['a']"),
+    "model=cnn model.filters=[]": ("model.filters must be a list of at least one whole number", "got []"),
+    "optimizer.learning_rate=fast": ("optimizer.learning_rate must be a number above 0, got 'fast'",),
+    "optimizer.learning_rate=true": ("optimizer.learning_rate must be a number above 0, got True",),
+    # ranges
+    "trainer.epochs=0": ("trainer.epochs must be a whole number, at least 1, got 0",),
+    "trainer.batch_size=0": ("trainer.batch_size must be a whole number, at least 1, got 0",),
+    "trainer.batch_size=5000": ("trainer.batch_size must be at most the", "training images, got 5000"),
+    "trainer.threads=0": ("trainer.threads must be null or a whole number, at least 1, got 0",),
+    "optimizer.learning_rate=-0.1": ("optimizer.learning_rate must be a number above 0, got -0.1",),
+    "optimizer.learning_rate=nan": ("optimizer.learning_rate must be a number above 0, got nan",),
+    "optimizer.learning_rate=inf": ("optimizer.learning_rate must be a number above 0, got inf",),
+    "model.dropout=1.5": (f"model.dropout {SHARE} 1.5",),
+    "model.hidden=[0]": ("model.hidden must be a list, each entry a whole number, at least 1, got [0]",),
+    "model.activation=rlu": ("model.activation must be one of relu, leaky_relu", "got 'rlu'"),
+    "data.validation=1.0": (f"{VALIDATION} 1.0",),
+    "data.validation=0": (f"{VALIDATION} 0",),
+    "data.validation=2000": ("data.validation=2000 takes 2,000 of the 1,437 training images of digits",),
+    "seed=-1": ("seed must be a whole number, between 0 and 2147483647, got -1",),
+    "name=": ("name must be text of 1 to 200 printable characters, got ''",),
+    "name='a\nb'": ("name must be text of 1 to 200 printable characters, got 'a\\nb'",),
+    "name=a\nb": (r"'name=a\nb' is not of the form key=value",),
+    "tracking.experiment=": ("tracking.experiment must be text of 1 to 200 printable characters, got ''",),
+    "trainer.execution=fast": ("trainer.execution must be one of auto, resident, keras, got 'fast'",),
+    "trainer.devices=tpu": ("trainer.devices must be auto, cpu, gpu, or cpu:N or gpu:N", "got 'tpu'"),
+    "trainer.precision=float8": ("trainer.precision must be one of float32, mixed_bfloat16, mixed_float16",),
+    "trainer.early_stopping=loss": ("trainer.early_stopping must be null or one of val_loss, val_accuracy",),
+    "trainer.execution=resident trainer.devices=cpu:2": ("trainer.execution=resident runs on one device, got", "cpu:2"),
+    # syntax and options of the command
+    "trainer.epochs=[": ("'trainer.epochs=[' is not of the form key=value",),
+    "trainer.epochs": ("'trainer.epochs' is not of the form key=value", "missing EQUAL"),
+    "trainer.epochs=1,2": ("trainer.epochs=1,2", "--multirun"),
+    "seed=${nope}": ("seed", "'nope' not found"),
+    "--config-dir nowhere": ("Additional config directory", "nowhere' not found"),
+    "--config-name nope": ("Cannot find primary config 'nope'",),
+    "hydra.run.dir=/dev/null/x": (
+        "hydra.run.dir=/dev/null/x",
+        "cannot be started: ",
+        "Not a directory: '/dev/null/x'",
+    ),
+    "hydra.run.dir=${nope}": ("'nope' not found", "hydra.run.dir"),
+    # a downloaded config.yaml
+    "--config-dir not_yaml --config-name config": ("not_yaml/config.yaml", "line 2"),
+    "--config-dir not_text --config-name config": ("--config-dir not_text", "can't decode byte 0xff"),
+    "--config-dir no_schema --config-name config": ("the config must have `schema` first in its defaults list",),
+    "--config-dir no_group --config-name config": ("optimizer", "missing mandatory value"),
+    "--config-dir unknown_key --config-name config": ("'config'", "Key 'epoch' not in 'TrainerConfig'", TRAINER),
+    "--config-dir empty --config-name config": ("the config must have `schema` first in its defaults list",),
+    # data
+    "data=file": ("data.path", "Missing mandatory value"),
+    "data=file data.path=null": ("data.path must name an .npz file or a folder", "got None"),
+    f"{FILE}=nowhere.npz": ("nowhere.npz: no such file or folder",),
+    "data=mnist data.path=nowhere": ("data.path: ", "nowhere: no such file or folder"),
+    f"{FILE}=damaged.npz": ("damaged.npz: damaged, truncated, or not an .npz or IDX file",),
+    f"{FILE}=garbage.npz": ("garbage.npz: damaged, truncated, or not an .npz or IDX file",),
+    f"{FILE}=floats.npz": ("x_train: pixels must be integers in 0..255", "got float64"),
+    f"{FILE}=/proc/self/mem": ("/proc/self/mem",),
+    f"{FILE}=empty": ("this folder has no train-images-idx3-ubyte",),
+    # sweeps: every mistake of every run, before the first
+    "-m trainer.epochs=0": ("trainer.epochs must be a whole number, at least 1, got 0",),
+    "-m model=mlp,transformer": ("model=transformer: ", "'model/transformer'", MODELS),
+    "-m model=mlp,cnn model.hidden=[3]": ("model=cnn: ", "'model.hidden'", "filters"),
+    "-m trainer.batch_size=64,5000": ("trainer.batch_size must be at most the", "got 5000"),
+    "-m model=glob(zzz*)": ("the sweep has no runs: ", "model=glob(zzz*)"),
+    "-m trainer.epochs=[": ("'trainer.epochs=[' is not of the form key=value",),
+    "-m model=null": ("model=null", "must be a string or a list"),
+}
+SEVERAL = {
+    "trainer.epochs=0 model.dropout=1.5 seed=-1": [
+        "error: seed must be a whole number, between 0 and 2147483647, got -1",
+        f"error: model.dropout {SHARE} 1.5",
+        "error: trainer.epochs must be a whole number, at least 1, got 0",
+    ],
+    "-m seed=0,-1 model.dropout=0.1,1.5": [
+        f"error: seed=0 model.dropout=1.5: model.dropout {SHARE} 1.5",
+        "error: seed=-1 model.dropout=0.1: seed must be a whole number, between 0 and 2147483647, got -1",
+        "error: seed=-1 model.dropout=1.5: seed must be a whole number, between 0 and 2147483647, got -1",
+        f"error: seed=-1 model.dropout=1.5: model.dropout {SHARE} 1.5",
+    ],
+}
+GOOD_CONFIG = """defaults: [schema, hydra_settings, _self_, override hydra/job_logging: disabled]
+model: {_target_: mnist_exp.models.linear}
+optimizer: {_target_: keras.optimizers.SGD, learning_rate: 0.1}
+trainer: {epochs: 1}
+"""
+MINE = """
+import keras
+
+def buggy(shape, classes, *, width):
+    return keras.Input(shape) + undefined
+"""
+
+
+def typed(text: str) -> list[str]:
+    """The arguments of a command line; the preset keeps MNIST, which may not be there, out of it."""
+    words = text.split(" ")
+    return (
+        words
+        if "--config-name" in words
+        else [*words[: words[0] == "-m"], "experiment=smoke", *words[words[0] == "-m" :]]
+    )
+
+
+def arrays() -> dict[str, np.ndarray]:
+    images, labels = np.zeros((20, 4, 4), np.uint8), (np.arange(20) % 2).astype(np.uint8)
+    return dict(zip(ARRAYS, (images, labels, images, labels), strict=True))
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """The answers to all mistakes that need neither a store nor TensorFlow, and the folder they were made in."""
+    folder = tmp_path_factory.mktemp("refused")
+    (folder / "broken.py").write_text("def model(:")
+    for name, text in {
+        "not_yaml": GOOD_CONFIG.replace("mnist_exp.models.linear}", "{"),
+        "no_schema": GOOD_CONFIG.replace("schema, ", ""),
+        "no_group": GOOD_CONFIG.replace("optimizer: ", "# "),
+        "unknown_key": GOOD_CONFIG.replace("epochs:", "epoch:"),
+        "empty": "",
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(text)
+    (folder / "not_text").mkdir()
+    (folder / "not_text" / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    np.savez(folder / "damaged.npz", **arrays())
+    (folder / "damaged.npz").write_bytes((folder / "damaged.npz").read_bytes()[:500])
+    (folder / "garbage.npz").write_bytes(b"garbage" * 100)
+    np.savez(folder / "floats.npz", **{**arrays(), "x_train": np.zeros((20, 4, 4))})
+    before = {path.name for path in folder.iterdir()}
+    said = commands(folder, {text: Case(typed(text), str(folder)) for text in (*MISTAKES, *SEVERAL)})
+    return said, {path.name for path in folder.iterdir()} - before
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_gets_one_line_at_once(refused, text):
+    said = refused[0][text]
+    assert said.code == 2, said
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ")
+    for part in MISTAKES[text]:
+        assert part in line
+    assert not said.tensorflow
+    assert said.seconds < 3  # 0.2 on an idle machine; scikit-learn's digits 1.2 the first time
+
+
+@pytest.mark.parametrize("text", SEVERAL)
+def test_all_mistakes_are_reported_together(refused, text):
+    assert refused[0][text].code == 2
+    assert sorted(refused[0][text].err.splitlines()) == sorted(SEVERAL[text])
+
+
+def test_a_mistake_leaves_no_store(refused):
+    assert refused[1] <= {"outputs", "results.json"}
+
+
+def test_a_mistake_takes_about_a_second_from_the_prompt(tmp_path):
+    began = time.perf_counter()
+    process = start(tmp_path, "trainer.epochs=0")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (2, "error: trainer.epochs must be a whole number, at least 1, got 0\n")
+    assert time.perf_counter() - began < 5  # 1 on an idle machine; importing TensorFlow and MLflow takes 8
+
+
+# Stores that cannot be used: what is added to `experiment=smoke`, and parts of the one line.
+STORES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "deleted": ("tracking.experiment=old", ("tracking.experiment=old was deleted", "experiments restore", "another")),
+    "deleted, sweep": ("-m tracking.experiment=old seed=0,1", ("tracking.experiment=old was deleted in MLflow",)),
+    "no folder": ("tracking.uri=sqlite:///no/where.db", ("tracking.uri=sqlite:////", "/no does not exist")),
+    "no folder, sweep": ("-m tracking.uri=sqlite:///no/where.db seed=0,1", ("tracking.uri=", "/no does not exist")),
+    "read-only": ("tracking.uri=sqlite:////proc/x.db", ("tracking.uri=sqlite:////proc/x.db cannot be used: ",)),
+    "device": ("tracking.uri=sqlite:////dev/full", ("tracking.uri=sqlite:////dev/full cannot be used: ",)),
+    "a folder": (
+        "tracking.uri=sqlite:///folder",
+        ("tracking.uri=", "/folder cannot be used: unable to open database"),
+    ),
+    "garbage": ("tracking.uri=sqlite:///garbage.db", ("garbage.db cannot be used: file is not a database",)),
+    "a file store": (
+        "tracking.uri=nowhere/runs",
+        ("tracking.uri=nowhere/runs cannot be used: ", "sqlite:///mlflow.db"),
+    ),
+    "no scheme": ("tracking.uri=foo://x", ("tracking.uri=foo://x cannot be used: ", "Supported URI schemes", "sqlite")),
+    "no driver": ("tracking.uri=mssql+pyodbc://x/y", ("tracking.uri=mssql+pyodbc://x/y cannot be used: ",)),
+    "no server": ("tracking.uri=http://127.0.0.1:9", ("tracking.uri=http://127.0.0.1:9 cannot be used: ",)),
+    "full": ("hydra.output_subdir=null tracking.uri=sqlite:///new.db", ("/new.db cannot be used: disk I/O error",)),
+}
+
+
+@pytest.fixture(scope="module")
+def unusable(tmp_path_factory, with_store):
+    folder = with_store(tmp_path_factory.mktemp("unusable"))
+    (folder / "garbage.db").write_bytes(b"garbage" * 1000)
+    (folder / "folder").mkdir()
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("UPDATE experiments SET lifecycle_stage = 'deleted', name = 'old' WHERE name = 'mnist_exp'")
+    database.close()
+    cases = {name: Case(typed(text), str(folder), full=name == "full") for name, (text, _) in STORES.items()}
+    return commands(folder, cases), folder
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_store_that_cannot_be_used_is_said_before_anything_starts(unusable, name):
+    said = unusable[0][name]
+    assert said.code == 2, said
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: tracking.")
+    for part in STORES[name][1]:
+        assert part in line
+    assert not said.tensorflow
+    assert said.seconds < 20
+
+
+def test_no_run_was_begun_in_a_store_that_cannot_be_used(unusable):
+    assert runs(unusable[1]) == {}
+
+
+class Failing(NamedTuple):
+    """A run that ends badly: what is added to `experiment=smoke`, and what is to come of it."""
+
+    typed: str
+    code: int
+    err: tuple[str, ...]  # parts of standard error
+    runs: dict[str, str]  # the status of each run
+    signal: tuple[str, int] | None = None  # sent when standard error has this text
+
+
+DIVERGING = "optimizer=sgd name=${optimizer.learning_rate} optimizer.learning_rate"
+BARE = "~model.hidden ~model.activation ~model.dropout ~model.batch_norm"
+FAILING = {
+    "devices that are not there": Failing("trainer.devices=gpu:99", 2, ("trainer.devices=gpu:99 needs 99 GPU(s)",), {}),
+    "NaN": Failing(
+        f"{DIVERGING}=1e30",
+        1,
+        ("error: run 1e+30-s0 failed: Diverged: train_loss is nan after epoch 1; a smaller learning rate may help",),
+        {"1e+30-s0": "FAILED"},
+    ),
+    "NaN in a sweep": Failing(
+        f"-m {DIVERGING}=0.1,1e30,0.2",
+        1,
+        ("error: run 1e+30-s0 failed: Diverged: train_loss is nan after epoch 1",),
+        {"0.1-s0": "FINISHED", "1e+30-s0": "FAILED", "0.2-s0": "FINISHED", "sweep": "FINISHED"},
+    ),
+    "a bug of the user's": Failing(
+        f"name=x model._target_=mine.buggy +model.width=3 {BARE}",
+        1,
+        ("mine.py", "error: run x-s0 failed: NameError: name 'undefined' is not defined"),
+        {"x-s0": "FAILED"},
+    ),
+    "artifacts cannot be kept": Failing("name=x", 1, ("error: run x-s0 failed: ", "mlruns"), {"x-s0": "FAILED"}),
+    "Ctrl-C": Failing("name=x trainer.epochs=100000", 130, (), {"x-s0": "KILLED"}, ("epoch 3/", signal.SIGINT)),
+    "Ctrl-C in a sweep": Failing(
+        "-m name=${trainer.epochs} trainer.epochs=1,100000,2",
+        130,
+        (),
+        {"1-s0": "FINISHED", "100000-s0": "KILLED", "sweep": "KILLED"},
+        ("epoch 3/100000", signal.SIGINT),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory, with_store):
+    """The answers to all of these, given by one process, and each one's folder."""
+    folders = {name: with_store(tmp_path_factory.mktemp("failing")) for name in FAILING}
+    (folders["a bug of the user's"] / "mine.py").write_text(MINE)
+    (folders["artifacts cannot be kept"] / "mlruns").write_text("in the way of a folder")
+    cases = {name: Case(typed(f.typed), str(folders[name]), f.signal) for name, f in FAILING.items()}
+    return commands(tmp_path_factory.mktemp("failed"), cases), folders
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_run_that_ends_badly_says_so_and_no_run_looks_alive(failed, name):
+    said, folder, expected = failed[0][name], failed[1][name], FAILING[name]
+    assert said.code == expected.code, said
+    for part in expected.err:
+        assert part in said.err
+    assert ("Traceback" in said.err) == (name == "a bug of the user's")
+    assert runs(folder) == expected.runs
+
+
+@pytest.mark.parametrize("name", ["NaN", "NaN in a sweep", "a bug of the user's"])
+def test_a_failed_run_keeps_its_traceback(failed, name):
+    (kept,) = failed[1][name].glob("mlruns/*/*/artifacts/traceback.txt")
+    assert kept.read_text().startswith("Traceback")
+    assert ("undefined" in kept.read_text()) == (name == "a bug of the user's")
+
+
+def test_an_interrupted_sweep_prints_its_summary(failed):
+    lines = failed[0]["Ctrl-C in a sweep"].out.splitlines()
+    assert any(line.startswith("sweep ") and line.endswith(": 1 finished, 1 not") for line in lines)
+    assert [line.split("  ")[:2] for line in lines if "000-s0" in line] == [["100000-s0", "KILLED"]]
+
+
+def test_an_interrupted_run_keeps_the_metrics_it_had(failed):
+    with sqlite3.connect(failed[1]["Ctrl-C"] / "mlflow.db") as database:
+        ((epochs,),) = database.execute("SELECT count(*) FROM metrics WHERE key = 'val_accuracy'")
+    database.close()
+    (record,) = failed[1]["Ctrl-C"].glob("outputs/*/*/metrics.jsonl")
+    assert epochs == len(record.read_text().splitlines()) >= 3
+
+
+def test_sigterm_ends_a_run_within_seconds(tmp_path, with_store):
+    process = start(with_store(tmp_path), "experiment=smoke", "name=x", "trainer.epochs=100000")
+    while "epoch 2/" not in process.stderr.readline():
+        assert process.poll() is None
+    began = time.perf_counter()
+    process.terminate()
+    process.send_signal(signal.SIGTERM)  # an impatient second one must not interrupt the first
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert time.perf_counter() - began < 10
+    assert runs(tmp_path) == {"x-s0": "KILLED"}
+    assert "Traceback" not in err
+
+
+def test_two_commands_at_the_same_moment_in_a_fresh_folder(tmp_path):
+    both = [start(tmp_path, "experiment=smoke", f"name={name}") for name in ("x", "y")]
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert runs(tmp_path) == {"x-s0": "FINISHED", "y-s0": "FINISHED"}
