@@ -17,7 +17,7 @@ import tensorflow as tf
 from mnist_exp.data import Split
 
 EVALUATION_BATCH = 1000
-Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+Program = Callable[[np.ndarray, int, int], dict[str, tf.Tensor]]
 Orders = Callable[[int], np.ndarray]
 
 
@@ -32,10 +32,10 @@ class Stretches(NamedTuple):
         """Stretches an epoch."""
         return len(self.bounds) - 1
 
-    def __call__(self, number: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What the compiled program takes for stretch `number`, counted over all epochs: order, first and end step."""
+    def __call__(self, number: int) -> tuple[np.ndarray, int, int]:
+        """What a program takes for stretch `number`, counted over all epochs: order, first and end step."""
         epoch, part = divmod(number, self.per_epoch)
-        return tuple(tf.constant(each) for each in (self.orders(epoch), self.bounds[part], self.bounds[part + 1]))
+        return self.orders(epoch), int(self.bounds[part]), int(self.bounds[part + 1])
 
 
 def stretches(orders: Orders, images: int, batch_size: int, longest: int) -> Stretches:
@@ -52,20 +52,19 @@ def resident(
     _build_state(model, train)
     began = time.perf_counter()
     train_program = _program(model, model.train_step, train, batch_size, xla)
-    everything = tf.range(len(validation.labels), dtype=tf.int32)
+    everything = np.arange(len(validation.labels), dtype=np.int32)
     evaluation_batch = min(EVALUATION_BATCH, len(validation.labels))
     test_steps = -(-len(validation.labels) // evaluation_batch)
     test_program = _program(model, model.test_step, validation, evaluation_batch, xla)
-    # No steps: compiles, computes nothing.
-    train_program(cut(0)[0], tf.constant(0), tf.constant(0))
-    test_program(everything, tf.constant(0), tf.constant(0))
+    train_program(cut(0)[0], 0, 0)  # no steps: compiles, computes nothing
+    test_program(everything, 0, 0)
     compile_seconds = time.perf_counter() - began
 
     def make_train_function(force: bool = False) -> None:
         model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
 
     def make_test_function(force: bool = False) -> None:
-        model.test_function = lambda _: test_program(everything, tf.constant(0), tf.constant(test_steps))
+        model.test_function = lambda _: test_program(everything, 0, test_steps)
 
     model.make_train_function, model.make_test_function = make_train_function, make_test_function
     try:
@@ -86,7 +85,7 @@ def _build_state(model: keras.Model, split: Split) -> None:
 
 
 def _program(model: keras.Model, step: Callable, split: Split, batch_size: int, xla: bool) -> Program:
-    """A compiled function (order, first, end) that takes `step` on batches first..end-1 of the order."""
+    """A function (order, first, end) that takes `step` on batches first..end-1 of the order."""
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     full, rest = divmod(len(split.labels), batch_size)
 
@@ -96,15 +95,20 @@ def _program(model: keras.Model, step: Callable, split: Split, batch_size: int, 
         return index + 1
 
     @tf.function(jit_compile=xla, autograph=False)
-    def program(order: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> dict[str, tf.Tensor]:
+    def full_batches(order: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> dict[str, tf.Tensor]:
         tf.while_loop(
-            lambda index: index < tf.minimum(end, full),
-            lambda index: take(order, index, batch_size),
-            [first],
-            parallel_iterations=1,
+            lambda index: index < end, lambda index: take(order, index, batch_size), [first], parallel_iterations=1
         )
-        if rest:  # the last, smaller batch: XLA needs its size when it compiles
-            tf.cond(end > full, lambda: take(order, tf.constant(full), rest), lambda: tf.constant(0))
         return model.get_metrics_result()
+
+    @tf.function(autograph=False)  # one step an epoch: compiling it for its size would cost more than it gains
+    def last_batch(order: tf.Tensor) -> dict[str, tf.Tensor]:
+        take(order, tf.constant(full), rest)
+        return model.get_metrics_result()
+
+    def program(order: np.ndarray, first: int, end: int) -> dict[str, tf.Tensor]:
+        order = tf.constant(order)
+        logs = full_batches(order, tf.constant(first), tf.constant(min(end, full)))
+        return last_batch(order) if end > full else logs
 
     return program

@@ -1,5 +1,6 @@
 """`python -m mnist_exp.train`: translate arguments, call one function, print. README.md says what the options mean."""
 
+import gc
 import os
 import signal
 import sys
@@ -50,6 +51,7 @@ def _train(config: Config) -> float:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with terminal.quiet_stderr("importing TensorFlow"):
         from mnist_exp.run import run_experiment
+    gc.freeze()  # what was imported stays: not looking through it again saves each run a third of a second
     settings = HydraConfig.get()
     output = Path(settings.runtime.output_dir)
     tags = sweep_tags(config.sweep.id, settings.job.num) if config.sweep.id else {}
