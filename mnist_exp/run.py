@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from mnist_exp import devices, metrics, plots, provenance, terminal, trainer
 from mnist_exp.config import PACKAGE, Config, flatten, identity, to_yaml
 from mnist_exp.data import Dataset
-from mnist_exp.tracking import Store, tracked_run
+from mnist_exp.tracking import RunLog, Store, tracked_run
 
 
 class Result(NamedTuple):
@@ -51,27 +51,11 @@ def run_experiment(
     devices.fresh_session(config.seed, settings.precision)
     facts = _facts(dataset, threads, devices.describe(strategy))
     code = provenance.code_state(PACKAGE)
-    tags = {
-        **tags,
-        "kind": "run",
-        "overrides": " ".join(overrides),
-        "identity": identity(config, facts),
-        "data.name": dataset.name,
-        "data.fingerprint": dataset.fingerprint,
-        "selection": "test" if config.data["validation"] == "test" else "validation",
-        "device": facts["device"],
-        "threads": str(threads),
-        "code.commit": code.commit or "unknown",
-        "code.dirty": str(code.dirty).lower(),
-    }
+    tags = {**tags, "overrides": " ".join(overrides), **_tags(config, dataset, facts, code)}
     with tracked_run(store, name, _params(config), tags, output) as log:
         _write_origin(log.folder, config, overrides, code.diff)
-        log.dataset(
-            dataset.name,
-            dataset.source,
-            dataset.fingerprint,
-            {part: list(getattr(dataset, part).images.shape) for part in ("train", "validation", "test")},
-        )
+        shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
+        log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
             model = _build(config.model, dataset.image_shape, dataset.num_classes)
             optimizer = _optimizer(config, total_steps=settings.epochs * -(-images // settings.batch_size))
@@ -80,36 +64,64 @@ def run_experiment(
         log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
         _write_summary(log.folder, model)
         log.upload()
-        callbacks = []
-        if settings.early_stopping is not None:
-            callbacks.append(trainer.early_stopping(settings.early_stopping, settings.patience))
-        if settings.profile:
-            callbacks.append(trainer.profile(log.folder / "profile", settings.epochs))
         began = time.perf_counter()
-        with terminal.RunProgress(name, settings.epochs) as progress:
-
-            def on_epoch(epoch: int, values: dict[str, float]) -> None:
-                log.metrics(epoch, values)
-                progress.epoch(epoch, values)
-
-            fitted = trainer.fit(
-                model,
-                optimizer,
-                dataset,
-                epochs=settings.epochs,
-                batch_size=settings.batch_size,
-                seed=config.seed,
-                execution=execution,
-                on_epoch=on_epoch,
-                within_epoch=progress.within_epoch,
-                callbacks=callbacks,
-            )
+        fitted = _fit(config, dataset, model, optimizer, execution, name, log)
         final = {"fit_seconds": time.perf_counter() - began, "parameters": float(model.count_params())}
         final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
         log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(), final)
     epochs = len(fitted.history["train_loss"])
     print(terminal.summary_line(name, final, epochs, execution.name, log.run_id), flush=True)
     return Result(log.run_id, final)
+
+
+def _tags(config: Config, dataset: Dataset, facts: Mapping[str, Any], code: provenance.Code) -> dict[str, str]:
+    return {
+        "kind": "run",
+        "identity": identity(config, facts),
+        "data.name": dataset.name,
+        "data.fingerprint": dataset.fingerprint,
+        "selection": "test" if config.data["validation"] == "test" else "validation",
+        "device": facts["device"],
+        "threads": str(facts["threads"]),
+        "code.commit": code.commit or "unknown",
+        "code.dirty": str(code.dirty).lower(),
+    }
+
+
+def _fit(
+    config: Config,
+    dataset: Dataset,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    execution: trainer.Execution,
+    name: str,
+    log: RunLog,
+) -> trainer.Fitted:
+    """Train with the config's callbacks, showing and recording every epoch."""
+    settings = config.trainer
+    callbacks = []
+    if settings.early_stopping is not None:
+        callbacks.append(trainer.early_stopping(settings.early_stopping, settings.patience))
+    if settings.profile:
+        callbacks.append(trainer.profile(log.folder / "profile", settings.epochs))
+    with terminal.RunProgress(name, settings.epochs) as progress:
+
+        def on_epoch(epoch: int, values: dict[str, float]) -> None:
+            log.metrics(epoch, values)
+            progress.epoch(epoch, values)
+
+        return trainer.fit(
+            model,
+            optimizer,
+            dataset,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=config.seed,
+            execution=execution,
+            on_epoch=on_epoch,
+            within_epoch=progress.within_epoch,
+            callbacks=callbacks,
+        )
 
 
 def _params(config: Config) -> dict[str, Any]:

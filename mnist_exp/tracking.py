@@ -198,7 +198,7 @@ class RunLog:
                 file=sys.stderr,
             )
 
-    def dataset(self, name: str, source: str, fingerprint: str, shapes: Mapping[str, list[int]]) -> None:
+    def dataset(self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Name the data under the run's Datasets; MLflow keeps 36 characters of the fingerprint, the tag keeps all."""
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)

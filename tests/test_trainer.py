@@ -205,42 +205,48 @@ def test_resident_on_several_devices_is_refused():
 
 
 MIRRORED = """
-import hashlib, json, sys
-import numpy as np, keras, tensorflow as tf
+import contextlib, json, sys
+import numpy as np, keras
 from mnist_exp import devices, models, trainer
 from tests.test_trainer import small
-strategy = devices.configure(sys.argv[1], 2)
-devices.fresh_session(0, "float32")
-import contextlib
-with strategy.scope() if strategy else contextlib.nullcontext():
-    model = models.mlp((28, 28, 1), 10, hidden=[32], activation="relu", dropout=0.0, batch_norm=sys.argv[2] == "bn")
-    optimizer = keras.optimizers.SGD(0.05)
-replicas = strategy.num_replicas_in_sync if strategy else 1
-execution = trainer.choose_execution("auto", model, replicas, gpu=False)
-fitted = trainer.fit(model, optimizer, small(), epochs=2, batch_size=64, seed=0, execution=execution)
-model.export(sys.argv[3], verbose=False)
-np.savez(sys.argv[3] + ".npz", *model.get_weights())
-print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
+choice, folder = sys.argv[1:]
+strategy = devices.configure(choice, 2)
+for layers in ("plain", "bn"):
+    devices.fresh_session(0, "float32")
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        options = {"activation": "relu", "dropout": 0.0, "batch_norm": layers == "bn"}
+        model = models.mlp((28, 28, 1), 10, hidden=[32], **options)
+        optimizer = keras.optimizers.SGD(0.05)
+    execution = trainer.choose_execution("auto", model, strategy.num_replicas_in_sync if strategy else 1, gpu=False)
+    fitted = trainer.fit(model, optimizer, small(), epochs=2, batch_size=64, seed=0, execution=execution)
+    model.export(f"{folder}/{layers}", verbose=False)
+    np.savez(f"{folder}/{layers}.npz", *model.get_weights())
+    print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
 """
 
 
-@pytest.mark.parametrize("layers", ["plain", "bn"])
-def test_two_devices_end_with_the_weights_of_one(tmp_path, layers):
-    found = {}
+@pytest.fixture(scope="module")
+def one_and_two_devices(tmp_path_factory):
+    """For one and for two logical CPUs: the folder with the models, and what each run printed."""
+    found = []
     for choice in ("cpu", "cpu:2"):
-        folder = str(tmp_path / choice.replace(":", "_"))
-        command = [sys.executable, "-c", MIRRORED, choice, layers, folder]
+        folder = tmp_path_factory.mktemp("devices")
+        command = [sys.executable, "-c", MIRRORED, choice, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
         assert done.returncode == 0, done.stderr
-        name, described, losses = json.loads(done.stdout.splitlines()[-1])
-        with np.load(folder + ".npz") as weights:
-            found[choice] = (name, described, losses, [weights[key] for key in weights.files], folder)
-    one, two = found["cpu"], found["cpu:2"]
-    assert one[:2] == ("resident", "cpu")
-    assert two[:2] == ("mirrored", "2 x cpu")
-    np.testing.assert_allclose(one[2], two[2], rtol=1e-5)
-    for a, b in zip(one[3], two[3], strict=True):
-        assert np.abs(a - b).max() <= 1e-6 * np.abs(a).max()
+        found.append((folder, [json.loads(line) for line in done.stdout.splitlines()[-2:]]))
+    return found
+
+
+@pytest.mark.parametrize(("run", "layers"), [(0, "plain"), (1, "bn")], ids=["plain", "batch_norm"])
+def test_two_devices_end_with_the_weights_of_one(one_and_two_devices, run, layers):
+    (one, said_one), (two, said_two) = one_and_two_devices
+    assert said_one[run][:2] == ["resident", "cpu"]
+    assert said_two[run][:2] == ["mirrored", "2 x cpu"]
+    np.testing.assert_allclose(said_one[run][2], said_two[run][2], rtol=1e-5)
+    with np.load(one / f"{layers}.npz") as a, np.load(two / f"{layers}.npz") as b:
+        for name in a.files:
+            assert np.abs(a[name] - b[name]).max() <= 1e-6 * np.abs(a[name]).max(), name
     images = small().test.images[:8]
-    saved = [tf.saved_model.load(folder) for folder in (one[4], two[4])]
+    saved = [tf.saved_model.load(folder / layers) for folder in (one, two)]
     np.testing.assert_allclose(*(model.serve(images) for model in saved), rtol=1e-4, atol=1e-5)
