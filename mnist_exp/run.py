@@ -196,12 +196,13 @@ def _evaluate(
     table = np.column_stack([np.arange(dataset.num_classes), confusion.sum(axis=1), *figures.values()])
     header = ",".join(("class", "images", *figures))
     np.savetxt(folder / "per_class.csv", table, "%g", ",", header=header, comments="")
-    one_of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in range(dataset.num_classes)])
+    shown = range(min(dataset.num_classes, 12))
+    of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in shown])
     for name, figure in (
         ("curves", plots.curves(fitted.history, title=title, validation=validation)),
         ("confusion_matrix", plots.confusion_matrix(confusion, classes)),
         ("mistakes", plots.mistakes(dataset.test.images, labels, test_logits)),
-        ("samples", plots.samples(dataset.train.images[one_of_each], dataset.train.labels[one_of_each])),
+        ("samples", plots.samples(dataset.train.images[of_each], dataset.train.labels[of_each])),
     ):
         figure.savefig(folder / f"{name}.png")
     return scores
