@@ -2,17 +2,14 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
-import yaml
 
 from mnist_exp import data
-from tests.conftest import environment
+from tests.conftest import Case, Said, commands, start
 
 ARTIFACTS = {
     "code.diff",
@@ -29,6 +26,15 @@ ARTIFACTS = {
     "samples.png",
     "saved_model",
 }
+MINE = """
+import keras
+
+
+def tiny(image_shape, num_classes, *, width):
+    images = keras.Input(image_shape, dtype="uint8")
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Dense(num_classes)(keras.layers.Dense(width, "relu")(features)))
+"""
 EACH_EPOCH = {
     "train_loss",
     "train_accuracy",
@@ -40,20 +46,12 @@ EACH_EPOCH = {
 }
 
 
-def train(folder, *arguments):
-    command = [sys.executable, "-m", "mnist_exp.train", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=170, check=False
-    )
-
-
 class Left:
-    """A folder in which a sweep has run, and what its store says."""
+    """A folder in which a command has run, and what its store says."""
 
-    def __init__(self, folder, *arguments):
-        self.folder = folder
-        self.done = train(folder, *arguments)
-        assert self.done.returncode == 0, self.done.stderr
+    def __init__(self, folder, said):
+        self.folder, self.said = folder, said
+        assert said.code == 0, said.err
         self.client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
         (experiment,) = (e for e in self.client.search_experiments() if e.name == "mnist_exp")
         runs = self.client.search_runs([experiment.experiment_id])
@@ -68,7 +66,23 @@ class Left:
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dossier à runs")  # spaces and accents in the path
-    return Left(folder, "-m", "experiment=smoke", "name=${hydra:runtime.choices.model}", "model=linear,mlp", "seed=0,1")
+    arguments = ["-m", "experiment=smoke", "name=${hydra:runtime.choices.model}", "model=linear,mlp", "seed=0,1"]
+    with start(folder, *arguments) as process:
+        out, err = process.communicate(timeout=170)
+    return Left(folder, Said(process.returncode, out, err))
+
+
+@pytest.fixture(scope="module")
+def afterwards(sweep, tmp_path_factory, with_store):
+    """The last run of the sweep again from its config.yaml, then a user's own model, in one process of their own."""
+    again, own = with_store(tmp_path_factory.mktemp("again")), with_store(tmp_path_factory.mktemp("own"))
+    (own / "conf" / "model").mkdir(parents=True)
+    (own / "mine.py").write_text(MINE)
+    (own / "conf" / "model" / "tiny.yaml").write_text("_target_: mine.tiny\nwidth: 5\n")
+    config = ["--config-dir", str(sweep.artifacts(sweep.runs["mlp-s1"])), "--config-name", "config"]
+    tiny = ["--config-dir", "conf", "experiment=smoke", "model=tiny", "model.width=7"]
+    said = commands(again, {"again": Case(config, str(again)), "own": Case(tiny, str(own))})
+    return Left(again, said["again"]), Left(own, said["own"])
 
 
 def test_all_runs_finished_under_their_names(sweep):
@@ -79,14 +93,14 @@ def test_all_runs_finished_under_their_names(sweep):
 
 
 def test_terminal_shows_a_line_a_run_and_the_table_best_first(sweep):
-    lines = sweep.done.stdout.splitlines()
+    lines = sweep.said.out.splitlines()
     assert sum(" epochs in " in line for line in lines) == 4
     start = next(i for i, line in enumerate(lines) if line.startswith("sweep "))
     shares = [float(word[:-1]) for line in lines[start + 1 : start + 5] for word in line.split() if word.endswith("%")]
     assert shares[::2] == sorted(shares[::2], reverse=True)
-    assert "mlflow ui" in sweep.done.stdout
+    assert "mlflow ui" in sweep.said.out
     for noise in ("oneDNN", "absl", "alembic", "WARNING", "cuda"):
-        assert noise not in sweep.done.stderr + sweep.done.stdout
+        assert noise not in sweep.said.err + sweep.said.out
 
 
 @pytest.mark.parametrize("name", ["linear-s0", "mlp-s1"])
@@ -138,27 +152,25 @@ def test_the_sweep_has_a_run_of_its_own(sweep):
     assert best.info.run_id in own.data.tags["mlflow.note.content"]
 
 
-def test_a_logged_config_trains_the_same_bits_alone(sweep, tmp_path):
-    """The last run of the sweep, again from its config.yaml, in a process of its own."""
-    last = sweep.runs["mlp-s1"]
-    again = Left(tmp_path, "--config-dir", str(sweep.artifacts(last)), "--config-name", "config").runs["mlp-s1"]
+def test_a_logged_config_trains_the_same_bits_alone(sweep, afterwards):
+    last, again = sweep.runs["mlp-s1"], afterwards[0].runs["mlp-s1"]
     timed = {"epoch_seconds", "images_per_second", "fit_seconds", "compile_seconds"}
     same = {name for name in last.data.metrics if name not in timed and not name.startswith("seconds_to")}
     assert {name: again.data.metrics[name] for name in same} == {name: last.data.metrics[name] for name in same}
     assert again.data.tags["identity"] == last.data.tags["identity"]
 
 
-def test_an_own_folder_adds_options(tmp_path):
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "mine.py").write_text(
-        "import keras\n\n\ndef tiny(image_shape, num_classes, *, width):\n"
-        "    images = keras.Input(image_shape, dtype='uint8')\n"
-        "    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))\n"
-        "    features = keras.layers.Dense(width, 'relu')(features)\n"
-        "    return keras.Model(images, keras.layers.Dense(num_classes)(features))\n"
-    )
-    node = {"_target_": "mine.tiny", "width": 5}
-    (tmp_path / "conf" / "model" / "tiny.yaml").write_text(yaml.safe_dump(node))
-    left = Left(tmp_path, "--config-dir", "conf", "experiment=smoke", "model=tiny", "model.width=7")
-    (run,) = left.runs.values()
+def test_an_own_folder_adds_options(afterwards):
+    (run,) = afterwards[1].runs.values()
     assert run.data.metrics["parameters"] == (784 * 7 + 7) + (7 * 10 + 10)
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, when it imports its pyfunc
+def test_the_logged_model_predicts_from_raw_pixels(sweep):
+    """What `mlflow models serve` loads."""
+    run = sweep.runs["mlp-s0"]
+    (model,) = (m for m in sweep.models if m.source_run_id == run.info.run_id)
+    images = data.digits().test.images
+    logits = mlflow.pyfunc.load_model(model.artifact_location).predict(images)
+    with np.load(sweep.artifacts(run) / "predictions.npz") as predictions:
+        np.testing.assert_allclose(logits, predictions["logits"], rtol=1e-4, atol=1e-5)
