@@ -104,7 +104,10 @@ def fit(
 
     Raises:
         Diverged: the training loss became NaN or infinite.
+        RequestError: mirrored execution of an optimizer that clips by norm.
     """
+    if execution.name == "mirrored" and (optimizer.clipnorm or optimizer.global_clipnorm):
+        raise RequestError("optimizer.global_clipnorm needs one device: mirrored ones clip before they sum")
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import data, devices, models, schedules, trainer
+from mnist_exp import RequestError, data, devices, models, schedules, trainer
 from mnist_exp.trainer import Execution
 
 RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
@@ -202,6 +202,12 @@ def test_execution_names_the_layers_that_rule_out_xla_on_a_cpu():
 def test_resident_on_several_devices_is_refused():
     with pytest.raises(ValueError, match=r"trainer\.execution=resident runs on one device"):
         trainer.choose_execution("resident", mlp(), 2, gpu=False)
+
+
+def test_clipping_by_norm_on_several_devices_is_refused():
+    mirrored = Execution("mirrored", False, "")
+    with pytest.raises(RequestError, match="global_clipnorm needs one device"):
+        train(mirrored, mlp, lambda: keras.optimizers.SGD(0.1, global_clipnorm=1.0))
 
 
 MIRRORED = """
