@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import chart
 from benchmarks.speed import RESULTS
-from mnist_exp import data, devices, models, trainer
+from mnist_exp import data, devices, models, provenance, trainer
 
 EXECUTIONS = {
     "resident": trainer.Execution("resident", True, ""),
@@ -43,7 +43,7 @@ def rate(execution: trainer.Execution, mnist: data.Dataset, images: int, width: 
 
 def main() -> None:
     """Measure the three panels."""
-    devices.configure("cpu", devices.cpu_threads(None))
+    devices.configure("cpu", provenance.cores())
     mnist = data.mnist(validation="test")
     panels = {
         "batch size (width 128, 60,000 images)": [(b, (60_000, 128, b)) for b in (16, 32, 64, 128, 512, 1024, 4096)],

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -304,12 +305,11 @@ def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
     Raises:
         LookupError: no such module, or no such function or class in it.
     """
-    given = _definition(target).args
-    positional = [a.arg for a in given.posonlyargs + given.args if a.arg != "self"]
+    given, first = _definition(target).args, positional(target)
     keywords = [a.arg for a in given.kwonlyargs]
-    bare = positional[: len(positional) - len(given.defaults)]
+    bare = first[: len(first) - len(given.defaults)]
     bare += [name for name, default in zip(keywords, given.kw_defaults, strict=True) if default is None]
-    return frozenset(positional + keywords), frozenset(bare)
+    return frozenset(first + keywords), frozenset(bare)
 
 
 def positional(target: str) -> list[str]:
@@ -352,6 +352,12 @@ def _sources(module: str) -> list[Path]:
     except (ImportError, ValueError):
         spec = None
     return [Path(spec.origin)] if spec is not None and spec.origin and spec.origin.endswith(".py") else []
+
+
+def build(node: Mapping[str, Any], *facts: Any) -> Any:
+    """Call a node's `_target_` with runtime facts first and the node's other keys by keyword."""
+    keywords = {key: value for key, value in node.items() if key != "_target_"}
+    return get_object(node["_target_"])(*facts, **keywords)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Where a run computes: threads, GPUs or mirrored replicas, precision, seeds; and a clean slate for every run."""
 
-import os
-
 import keras
 import tensorflow as tf
 
@@ -10,11 +8,6 @@ from mnist_exp import RequestError
 
 class DeviceError(RequestError):
     """The machine cannot compute as asked."""
-
-
-def cpu_threads(threads: int | None) -> int:
-    """The number asked for, else the number of cores this process may use."""
-    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def configure(devices: str, threads: int) -> tf.distribute.Strategy | None:

@@ -111,14 +111,19 @@ def requirements() -> list[str]:
     return sorted(f"{name}=={version}" for name, version in versions().items() if name != "python")
 
 
+def cores() -> int:
+    """How many logical cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def hardware() -> dict[str, str | int]:
     """Describes machine and process: `cores` are those this process may use, `memory` is in bytes."""
-    affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu": _cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "cores": cores(),
         "memory": psutil.virtual_memory().total,
         "hostname": platform.node(),
         "pid": os.getpid(),

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from mnist_exp import devices, metrics, plots, provenance, terminal, trainer
-from mnist_exp.config import PACKAGE, Config, flatten, identity, to_yaml
+from mnist_exp.config import PACKAGE, Config, build, flatten, identity, to_yaml
 from mnist_exp.data import Dataset
 from mnist_exp.tracking import RunLog, Store, tracked_run
 
@@ -46,7 +45,7 @@ def run_experiment(
     """
     settings, images = config.trainer, len(dataset.train.labels)
     name = f"{config.name}-s{config.seed}"
-    threads = devices.cpu_threads(settings.threads)
+    threads = settings.threads or provenance.cores()
     strategy = devices.configure(settings.devices, threads)
     devices.fresh_session(config.seed, settings.precision)
     facts = _facts(dataset, threads, devices.describe(strategy))
@@ -57,7 +56,7 @@ def run_experiment(
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
-            model = _build(config.model, dataset.image_shape, dataset.num_classes)
+            model = build(config.model, dataset.image_shape, dataset.num_classes)
             optimizer = _optimizer(config, total_steps=settings.epochs * -(-images // settings.batch_size))
         replicas = strategy.num_replicas_in_sync if strategy is not None else 1
         execution = trainer.choose_execution(settings.execution, model, replicas, gpu=facts["device"] != "cpu")
@@ -142,15 +141,9 @@ def _facts(dataset: Dataset, threads: int, device: str) -> dict[str, Any]:
     }
 
 
-def _build(node: Mapping[str, Any], *facts: Any) -> Any:
-    """Call a node's `_target_` with runtime facts first and the node's other keys by keyword."""
-    keywords = {key: value for key, value in node.items() if key != "_target_"}
-    return get_object(node["_target_"])(*facts, **keywords)
-
-
 def _optimizer(config: Config, total_steps: int) -> keras.Optimizer:
-    schedule = _build(config.schedule, config.optimizer["learning_rate"], total_steps)
-    return _build({**config.optimizer, "learning_rate": schedule})
+    schedule = build(config.schedule, config.optimizer["learning_rate"], total_steps)
+    return build({**config.optimizer, "learning_rate": schedule})
 
 
 def _write_origin(folder: Path, config: Config, overrides: Sequence[str], diff: str) -> None:

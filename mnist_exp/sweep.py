@@ -17,11 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_exp import RequestError, terminal
-from mnist_exp.config import CONF_DIR, Config, ConfigError, check, check_batch, explain
+from mnist_exp.config import CONF_DIR, Config, ConfigError, build, check, check_batch, explain
 from mnist_exp.data import Dataset, resolve_auto
 
 EXIT_FAILED, EXIT_SENSELESS = 1, 2
@@ -108,8 +107,7 @@ def load(config: Config) -> Dataset:
     Raises:
         RequestError: the data cannot be used, or not so.
     """
-    arguments = {key: value for key, value in config.data.items() if key != "_target_"}
-    dataset = get_object(config.data["_target_"])(**arguments)
+    dataset = build(config.data)
     check_batch(config, len(dataset.train.labels))
     return dataset
 
