@@ -100,7 +100,7 @@ def memory(folder: Path, settings: dict[str, Any]) -> None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     print(f"peak memory: plain {peer / 2**20:.0f} MiB, tracked {usage.ru_maxrss / 2**10:.0f} MiB")
-    command = [sys.executable, "-m", "mnist_exp.train", "-m", "experiment=smoke", "seed=range(100)"]
+    command = [sys.executable, "-m", "mnist_exp.train", "-m", "experiment=smoke", "seed=range(1,101)"]
     resident, ends = [], []
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, **settings) as process:
         assert process.stdout is not None

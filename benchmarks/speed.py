@@ -181,6 +181,7 @@ def compare_processes(folder: Path) -> list[Row]:
         "data=mnist",
         "data.validation=test",
         "trainer.epochs=5",
+        "sweep.skip_finished=false",  # one of the four has run above
     ]
     _, sweep = execute(folder, "mnist_exp.train", *grid)
     return [

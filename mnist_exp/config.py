@@ -45,6 +45,7 @@ class TrainerConfig:
     precision: str = MISSING
     early_stopping: str | None = MISSING
     patience: int = MISSING
+    checkpoint: bool = MISSING
     profile: bool = MISSING
 
 
@@ -57,11 +58,28 @@ class TrackingConfig:
 
 
 @dataclass
-class SweepConfig:
-    """What a multirun tells each of its runs."""
+class TrialConfig:
+    """The trial of an Optuna study that a run is when the study may stop it early; set by mnist_exp.search."""
 
+    id: int | None = None
+    storage: str | None = None
+    study: str | None = None
+    pruner: str | None = None
+
+
+@dataclass
+class SweepConfig:
+    """How a multirun goes about its runs; README.md says what the values mean."""
+
+    skip_finished: bool = True
+    on_error: str = "continue"
+    retries: int = 1
+    preflight: str = "first"
+    objective: list[str] = field(default_factory=lambda: ["final_val_accuracy"])
+    seeds: int = 1
     id: str | None = None  # set by mnist_exp.sweep when a multirun starts
-    data: str | None = None  # what data=auto means in all of its runs
+    data: str | None = None  # likewise: what data=auto means in all of its runs
+    trial: TrialConfig = field(default_factory=TrialConfig)
 
 
 @dataclass
@@ -71,6 +89,8 @@ class Config:
     experiment: str | None = None  # the preset's name
     name: str = "${hydra:runtime.choices.model}-${hydra:runtime.choices.optimizer}"
     seed: int = 0
+    resume: str | None = None  # id of a run to continue
+    init_from: str | None = None  # id of a finished run whose weights to begin with
     model: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
@@ -122,10 +142,14 @@ _SHARE_BELOW_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
 _NAME = Rule(
     "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
 )
+_RUN = Rule("a run id, 32 hex digits", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{32}", v) is not None)
 # fmt: off
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid",
                "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "squareplus", "linear")
 # fmt: on
+
+# What a search may go by. The test set is scored, never selected on.
+OBJECTIVES = ("final_val_accuracy", "final_val_loss", "fit_seconds", "parameters")
 
 # A key's name means the same wherever it stands, so its rule is stated once, for a user's own options too.
 RULES: dict[str, Rule] = {
@@ -133,6 +157,11 @@ RULES: dict[str, Rule] = {
     "name": _NAME,
     "tracking.experiment": _NAME,
     "tracking.uri": _optional(_NAME),
+    "resume": _optional(_RUN),
+    "init_from": _optional(_RUN),
+    "sweep.on_error": _choice("continue", "stop"),
+    "sweep.retries": _integer(0),
+    "sweep.preflight": _choice("first", "only"),
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "patience": _COUNT,
@@ -150,6 +179,7 @@ RULES: dict[str, Rule] = {
     "blocks": _COUNT,
     "activation": _choice(*ACTIVATIONS),
     "dropout": _SHARE_BELOW_1,
+    "checkpoint": _BOOLEAN,
     "batch_norm": _BOOLEAN,
     "learning_rate": _POSITIVE,
     "momentum": _SHARE_BELOW_1,
@@ -175,6 +205,11 @@ RULES: dict[str, Rule] = {
         lambda v: _list_of(_SHARE_BELOW_1).holds(v) and v == sorted(set(v)) and 0 not in v,
     ),
     "split_seed": _integer(0, 2**31 - 1),
+    "sweep.objective": Rule(
+        f"a list of one or several of {', '.join(OBJECTIVES)}",
+        lambda v: v and all(name in OBJECTIVES for name in v) and len(set(v)) == len(v),
+    ),
+    "sweep.seeds": _COUNT,
 }
 
 # What `run` hands to a builder before the config's own keys.
@@ -185,6 +220,16 @@ FACTS = {
     "data": (),
     "augment": ("seed",),
 }
+# Of the config that a run logs: the types, defaults of keys that a later version adds, and how Hydra behaves.
+LOGGED_DEFAULTS = [
+    "schema",
+    {"trainer": "default"},
+    {"tracking": "default"},
+    "hydra_settings",
+    "_self_",
+    {"override hydra/job_logging": "disabled"},
+    {"override hydra/hydra_logging": "disabled"},
+]
 # Keys that `run` reads itself, whatever the builder has defaults for.
 READ = {"optimizer": {"learning_rate"}, "data": {"validation"}}
 
@@ -354,6 +399,13 @@ def _sources(module: str) -> list[Path]:
     return [Path(spec.origin)] if spec is not None and spec.origin and spec.origin.endswith(".py") else []
 
 
+def own_sources(config: Config) -> dict[str, Path]:
+    """The file of each module, besides this package and Keras, that defines a `_target_` of the config."""
+    nodes = (getattr(config, group) for group in FACTS)
+    modules = {node["_target_"].rpartition(".")[0] for node in nodes if node["_target_"] is not None}
+    return {name: _sources(name)[0] for name in modules if name.partition(".")[0] not in ("keras", PACKAGE.name)}
+
+
 def build(node: Mapping[str, Any], *facts: Any) -> Any:
     """Call a node's `_target_` with runtime facts first and the node's other keys by keyword."""
     keywords = {key: value for key, value in node.items() if key != "_target_"}
@@ -371,29 +423,70 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def semantic(config: Config) -> dict[str, Any]:
+    """What of a config can change a result: not where it is tracked, what it is called or which sweep it is in."""
+    tree = asdict(config)
+    for key in ("tracking", "sweep", "name", "experiment", "resume"):
+        del tree[key]
+    for key in ("profile", "checkpoint", "threads", "devices"):  # the facts say what the last two came to
+        del tree["trainer"][key]
+    tree["data"].pop("path", None)  # the fingerprint says what the data are, wherever they lie
+    return tree
+
+
+def params(config: Config) -> dict[str, str]:
+    """The flattened config as texts, and the short names of model and optimizer, which MLflow's UI has room for."""
+    names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
+    flat = {key: v for key, v in flatten(asdict(config)).items() if not key.startswith(("sweep.", "resume"))}
+    return names | {key: _text(value) for key, value in flat.items()}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def option_defaults(group: str, given: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """The option of a config group that logged values came from, as far as its file tells.
+
+    Args:
+        group: such as `optimizer`.
+        given: its keys, without the group, to their values as text.
+
+    Returns:
+        The option's name, None when it is the default one or none fits; and its own values as text.
+    """
+    fits = []
+    for path in sorted((CONF_DIR / group).glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(node, dict)
+        values = {str(key): _text(value) for key, value in node.items()}
+        if values.get("_target_") == given.get("_target_"):
+            unlike = sum(given.get(key) != value for key, value in values.items())
+            fits.append((unlike, path.stem, values))
+    if not fits:
+        return None, {}
+    _, option, values = min(fits)
+    chosen = OmegaConf.load(CONF_DIR / "train.yaml").defaults
+    default = next(entry[group] for entry in chosen if isinstance(entry, DictConfig) and group in entry)
+    return None if option == default else option, values
+
+
 def identity(config: Config, facts: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of everything that can change a run's result.
 
     Args:
-        config: the checked config; where it is tracked, what it is called and which sweep it is part of do not count.
-        facts: the rest: data fingerprint, package source, library versions, threads, device kind.
+        config: the checked config.
+        facts: the rest: data fingerprint, package source, library versions, threads, device kind; none: of the config
+            alone.
     """
-    semantic = asdict(config)
-    for key in ("tracking", "sweep", "name", "experiment"):
-        del semantic[key]
-    del semantic["trainer"]["profile"]
-    semantic["data"].pop("path", None)  # the fingerprint says what the data are, wherever they lie
-    text = json.dumps({"config": semantic, **facts}, sort_keys=True, default=str)
+    text = json.dumps({"config": semantic(config), **facts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_yaml(config: Config) -> str:
     """A complete config that `train --config-dir FOLDER --config-name config` accepts as it is."""
-    header = (
-        "# Trains this run again: python -m mnist_exp.train --config-dir FOLDER_OF_THIS_FILE --config-name config\n"
-        "defaults:\n- schema\n- trainer: default\n- tracking: default\n- hydra_settings\n- _self_\n"
-        "- override hydra/job_logging: disabled\n- override hydra/hydra_logging: disabled\n"
-    )
+    header = "# Trains this run again: python -m mnist_exp.reproduce FILE, or with other values\n"
+    header += "# python -m mnist_exp.train --config-dir FOLDER_OF_THIS_FILE --config-name config\n"
     content = asdict(config)
-    del content["sweep"]  # training it again is no part of the sweep it came from
-    return header + OmegaConf.to_yaml(OmegaConf.create(content))
+    del content["sweep"], content["resume"]  # training it again is no part of what it came about by
+    return header + OmegaConf.to_yaml(OmegaConf.create({"defaults": LOGGED_DEFAULTS, **content}))

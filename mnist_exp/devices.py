@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from mnist_exp import RequestError
 
+OUT_OF_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
+
 
 class DeviceError(RequestError):
     """The machine cannot compute as asked."""

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def higher_is_better(name: str) -> bool:
+    """Whether more of a metric of that name is better: all but accuracies and speed are losses, errors or costs."""
+    return "accuracy" in name or name == "images_per_second"
+
+
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts how often each true class was taken for each class.
 
@@ -100,6 +105,31 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
     interval = np.ceil(confidence * bins).astype(np.int64)
     gaps = np.bincount(interval, weights=confidence - correct)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How right a model is where it is how sure: what `calibration_error` averages.
+
+    Args:
+        logits: Finite floats (n, k).
+        labels: True classes, integers (n,).
+        bins: Number of intervals.
+
+    Returns:
+        Of the intervals that hold images: their mean confidence and accuracy, both in 0..1, and number of images.
+
+    Raises:
+        ValueError: If there are no images, or not one label for each.
+    """
+    _check(logits, labels)
+    probabilities = softmax(logits)
+    confidence = probabilities.max(axis=1)
+    interval = np.ceil(confidence * bins).astype(np.int64)
+    count = np.bincount(interval)
+    held = count > 0
+    sums = (np.bincount(interval, weights=values) for values in (confidence, probabilities.argmax(axis=1) == labels))
+    mean_confidence, accuracy = (values[held] / count[held] for values in sums)
+    return mean_confidence, accuracy, count[held]
 
 
 def seconds_to(accuracies: Sequence[float], seconds: Sequence[float], threshold: float) -> float | None:

@@ -24,6 +24,9 @@ MAX_LARGE_CLASSES = 12  # of more, the matrix needs smaller letters
 MAX_NUMBERED_CLASSES = 30  # of more, the numbers would not fit into the cells
 MAX_NAMED_CLASSES = 50
 MAX_MISTAKES = 25
+MAX_CONFIGURATIONS = 40
+MAX_LABEL = 60  # letters
+FLOAT32_STEP = 1e-7  # next to 1
 
 
 def curves(history: Mapping[str, Sequence[float]], *, title: str = "", validation: str = "validation") -> Figure:
@@ -102,10 +105,10 @@ def samples(images: np.ndarray, labels: np.ndarray, predictions: np.ndarray | No
         predictions: Predicted classes (n,).
     """
     if predictions is None:
-        return _tiles(images, [str(label) for label in labels])
+        return tiles(images, [str(label) for label in labels])
     pairs = list(zip(labels, predictions, strict=True))
     captions = [str(label) if label == said else f"true {label}, said {said}" for label, said in pairs]
-    return _tiles(images, captions, [label != said for label, said in pairs])
+    return tiles(images, captions, [label != said for label, said in pairs])
 
 
 def mistakes(images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Figure:
@@ -125,7 +128,81 @@ def mistakes(images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Figu
     ]
     wrong = int((predictions != labels).sum())
     title = f"mistakes: {wrong:,} of {len(labels):,} images, most confident first"
-    return _tiles(images[chosen], captions, title=title if wrong else f"no mistakes in {len(labels):,} images")
+    return tiles(images[chosen], captions, title=title if wrong else f"no mistakes in {len(labels):,} images")
+
+
+def sweep(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Plots validation accuracies: a row for each configuration, best mean first, with a dot for each of its runs.
+
+    Args:
+        scores: Accuracies (0..1) of the runs, of different seeds, by what sets their configuration apart.
+    """
+    means = {name: 100 * float(np.mean(values)) for name, values in scores.items()}
+    names = sorted(means, key=lambda name: -means[name])[:MAX_CONFIGURATIONS]
+    figure = Figure(figsize=(10, 1.6 + 0.32 * len(names)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        values = 100 * np.asarray(scores[name])
+        axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=7, alpha=0.6, clip_on=False)
+        if len(values) > 1:
+            axes.plot([means[name]], [row], "|", color="black", markersize=16, markeredgewidth=2)
+    labels = [name if len(name) <= MAX_LABEL else "…" + name[1 - MAX_LABEL :] for name in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=FONT - 2, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="both", color="0.9")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    _scale_by_error(axes, 100 * np.asarray([value for name in names for value in scores[name]]))
+    several = any(len(scores[name]) > 1 for name in names)
+    notes = ["best first"] + ["a dot a run, a bar at the mean"] * several
+    if len(names) < len(scores):
+        notes[0] = f"best {len(names)} of {len(scores)} configurations"
+    axes.set_title(", ".join(notes), fontsize=FONT, loc="left")
+    axes.set_xlabel("validation accuracy (%)", fontsize=FONT)
+    return figure
+
+
+def _scale_by_error(axes: Axes, values: np.ndarray) -> None:
+    """Spaces accuracies (%) by the logarithm of the error if errors differ tenfold: else the best would be one dot."""
+    error = 100 - values
+    if len(values) and error.min() > 0 and error.max() > 10 * error.min():
+        axes.set_xscale(
+            "function", functions=(lambda x: -np.log(np.maximum(100 - x, 1e-3)), lambda y: 100 - np.exp(-y))
+        )
+        shown = [100 - error for error in (90, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)]
+        axes.set_xlim(100 - 1.1 * error.max(), 100 - error.min() / 1.1)
+        axes.set_xticks([x for x in shown if 100 - x < 1.1 * error.max() and 100 - x > error.min() / 1.1])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.tick_params(axis="x", labelsize=FONT - 1)
+
+
+def differences(distances: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
+    """Plots how far metrics of a run made again are from what they were, by epoch, on a logarithmic axis with a zero.
+
+    Args:
+        distances: Values of at least 0 per epoch, the first being epoch 1, by metric; gaps where not finite.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(8, 4.5), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    styles = ((BLUE, "-", "o"), (BLUE, "--", "s"), (VERMILLION, "-", "o"), (VERMILLION, "--", "s"))
+    for (name, values), (color, line, marker) in zip(distances.items(), styles, strict=False):
+        epochs = range(1, len(values) + 1)
+        every = max(1, len(values) // 20)
+        axes.plot(epochs, values, line, marker=marker, markevery=every, color=color, label=name, clip_on=False)
+    axes.set_yscale("symlog", linthresh=FLOAT32_STEP)
+    largest = max((value for values in distances.values() for value in values if math.isfinite(value)), default=0.0)
+    axes.set_ylim(0, max(10 * FLOAT32_STEP, 2 * largest))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch", fontsize=FONT)
+    axes.set_ylabel("difference now - then, absolute", fontsize=FONT)
+    axes.tick_params(labelsize=FONT - 1)
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=FONT, parse_math=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=FONT)
+    return figure
 
 
 def _draw_curves(axes: Axes, curves: Sequence[np.ndarray], validation: str) -> None:
@@ -216,8 +293,15 @@ def _number_cells(axes: Axes, confusion: np.ndarray, dark: np.ndarray) -> None:
         axes.annotate(rate, (1, row), (6, 0), xycoords=axes.get_yaxis_transform(), va="center", **beside)
 
 
-def _tiles(images: np.ndarray, captions: Sequence[str], wrong: Sequence[bool] = (), title: str = "") -> Figure:
-    """Draws images (n, h, w, c) as a grid with captions, in colour where `wrong`."""
+def tiles(images: np.ndarray, captions: Sequence[str], wrong: Sequence[bool] = (), title: str = "") -> Figure:
+    """Draws images as a grid with captions.
+
+    Args:
+        images: uint8 (n, h, w, c), c being 1 (grey) or 3 (RGB).
+        captions: n texts, all of as many lines as the first.
+        wrong: Whose captions are in colour.
+        title: Title of the figure; what it says when there are no images.
+    """
     if not captions:
         figure = Figure(figsize=(6, 1.2), dpi=DPI)
         figure.text(0.5, 0.5, title or "no images", ha="center", va="center", fontsize=FONT)

@@ -1,17 +1,23 @@
 """What a result came from: the code, the libraries and the machine."""
 
+import functools
 import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
+import uuid
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+
+from mnist_exp import RequestError
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +46,13 @@ PACKAGES = (
     "tensorflow",
     "tensorflow-cpu",
 )
+
+# Of the above, by their beginning, and of the package's files, those that can change a number.
+NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
+COMPUTING = {
+    *("checkpoint.py", "config.py", "data.py", "devices.py", "metrics.py", "models.py", "resident.py", "run.py"),
+    *("schedules.py", "trainer.py"),
+}
 
 # Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).
 ENVIRONMENT = (
@@ -97,8 +110,13 @@ UNKNOWN = Code(None, None, False, "")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of those of `PACKAGES` that are installed."""
+    return dict(_versions(PACKAGES))
+
+
+@functools.cache  # reading them takes 50 ms, and what is imported stays as it is
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -144,16 +162,69 @@ def environment() -> dict[str, Any]:
     }
 
 
-def source_digest(folder: Path) -> str:
-    """SHA-256, in hex, over paths and contents of the *.py files below `folder`.
+def source_files(folder: Path, own: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256, in hex, of each *.py file below `folder`, by its path in there, and of a user's `own`, by module."""
+    paths = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")) + sorted(own.items())
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths}
+
+
+def source_digest(files: Mapping[str, str]) -> str:
+    """SHA-256, in hex, over names and contents of files, each given by its own.
 
     It names the code where no commit does: in an installed wheel or an edited checkout.
     """
     digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")):
+    for name, inner in files.items():
         # The inner hash has a fixed length, so no two lists of files feed the same bytes.
-        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(name.encode() + b"\0" + bytes.fromhex(inner))
     return digest.hexdigest()
+
+
+def facts(folder: Path, own: Mapping[str, Path], fingerprint: str, threads: int, device: str) -> dict[str, Any]:
+    """What can change a run's result besides its config: a plot drawn otherwise makes no finished run another one.
+
+    Args:
+        folder: the package's folder.
+        own: files by module that define what a config calls besides this package and Keras.
+        fingerprint: of the data.
+        threads: that it computes with.
+        device: in the words of `devices.describe`.
+    """
+    files = source_files(folder, own)
+    return {
+        "data": fingerprint,
+        "source": source_digest({name: files[name] for name in files if name in COMPUTING or name in own}),
+        "versions": {name: version for name, version in versions().items() if name.startswith(NUMERIC)},
+        "threads": threads,
+        "device": device,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+    }
+
+
+def process() -> str:
+    """This process in words that fit no other: host and its network address, pid, and when the process started."""
+    return " ".join((*_host(), str(os.getpid()), f"{psutil.Process().create_time():.2f}"))
+
+
+def is_gone(named: str) -> bool:
+    """Whether the process that `process` named has ended; False for one of another host, of which nobody here knows."""
+    *host, pid, started = named.split(" ")
+    if host != _host():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _host() -> list[str]:
+    return [platform.node(), f"{uuid.getnode():x}"]
+
+
+def may_have_gpu() -> bool:
+    """Whether TensorFlow could find a GPU; False is certain, for on Linux every driver has one of these files."""
+    files = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, two of its boards, WSL, AMD
+    return platform.system() != "Linux" or any(Path("/dev", name).exists() for name in files)
 
 
 def code_state(folder: Path) -> Code:
@@ -192,6 +263,36 @@ def code_state(folder: Path) -> Code:
         LOG.warning("git cannot tell the changes of the code: %s", _reason(error))
         return Code(commit, branch, True, f"# not recorded: {_reason(error)}\n")
     return Code(commit, branch, bool(diff), _capped(diff))
+
+
+def restore(folder: Path, commit: str, diff: bytes, target: Path) -> None:
+    """Write the code of a run into an empty folder: a clone of the package's own repository at `commit`, then `diff`.
+
+    Args:
+        folder: the package's folder.
+        commit: as recorded by the run.
+        diff: the run's code.diff.
+        target: a folder that is empty or does not exist yet.
+
+    Raises:
+        RequestError: the code was not recorded or not wholly, the commit is not in this repository, or git refuses.
+    """
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
+        raise RequestError(f"the run's commit is {commit}: its code was not in a repository and cannot be restored")
+    if diff.startswith(b"# not recorded") or diff.rpartition(b"\n# cut: ")[2].startswith(b"the whole diff"):
+        raise RequestError(f"the run's code.diff is not whole and cannot be applied to commit {commit}")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RequestError(f"--checkout needs a new or an empty folder, got {target}")
+    try:
+        top = Path(os.fsdecode(_git(folder.resolve(), "rev-parse", "--show-toplevel")).rstrip("\n"))
+        _git(top, "cat-file", "-e", f"{commit}^{{commit}}")
+        _git(top, "clone", "--quiet", "--no-checkout", "--", str(top), str(target.absolute()))
+        _git(target, "checkout", "--quiet", "--detach", commit)
+        if diff:
+            _git(target, "apply", "--whitespace=nowarn", "-", stdin=diff)
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = _reason(error).splitlines() or ["no reason given"]
+        raise RequestError(f"commit {commit} cannot be restored from {folder.parent}: {lines[-1]}") from error
 
 
 def _status(top: Path, folder: Path) -> tuple[str | None, str | None, list[bytes]]:

@@ -3,12 +3,19 @@
 The uint8 images live on the device. Each call of the train function runs a stretch of an epoch as one
 `tf.while_loop` that gathers a batch, takes Keras' own `train_step` and accumulates Keras' own metrics, so that the
 interpreter, the input pipeline and the launch of kernels are paid once a stretch instead of once a step.
+
+A program outlives its run: compiling one takes a second, and TensorFlow never gives back what it has compiled (some
+10 MiB). So programs belong to a twin, a model equal to that of the run in all but its variables, which the run lends
+its state; the next run of an equal model finds it compiled.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,7 +24,9 @@ import tensorflow as tf
 from mnist_exp.data import Split
 
 EVALUATION_BATCH = 1000
-Program = Callable[[np.ndarray, int, int], dict[str, tf.Tensor]]
+TWINS = 16  # kept at most; a sweep over fewer combinations compiles each of them once
+Logs = dict[str, tf.Tensor]  # Keras' running metrics
+Function = Any  # a tf.function
 Orders = Callable[[int], np.ndarray]
 
 
@@ -44,34 +53,70 @@ def stretches(orders: Orders, images: int, batch_size: int, longest: int) -> Str
     return Stretches(orders, np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32))
 
 
+class Twin(NamedTuple):
+    """A model, and how to take its steps on batches of images and labels that are chosen by an order."""
+
+    model: keras.Model
+    batches: Function  # images, labels, order, first and end step
+    rest: Function  # images, labels, order of the last, smaller batch
+    test_batches: Function
+    test_rest: Function
+
+
 @contextmanager
 def resident(
     model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Stretches, *, xla: bool
-) -> Iterator[float]:
-    """Inside, `model.fit` over `stretches` trains on `train` and validates on `validation`; yields compile seconds."""
-    _build_state(model, train)
+) -> Iterator[tuple[keras.Model, float]]:
+    """Inside, `fit` of the model that this yields trains on `train`, a stretch a call, and validates on `validation`.
+
+    Args:
+        model: compiled. Its state is what training starts from, and is what training came to, at the end.
+        train: the images that `cut` orders.
+        validation: scored whole in each call.
+        batch_size: images a step.
+        cut: `fit` iterates over the numbers of its stretches.
+        xla: whether XLA compiles the training steps.
+
+    Yields:
+        The model's twin, and the seconds that compiling took.
+    """
     began = time.perf_counter()
-    train_program = _program(model, model.train_step, train, batch_size, xla)
-    everything = np.arange(len(validation.labels), dtype=np.int32)
+    _build_state(model, train)
     evaluation_batch = min(EVALUATION_BATCH, len(validation.labels))
-    test_steps = -(-len(validation.labels) // evaluation_batch)
-    test_program = _program(model, model.test_step, validation, evaluation_batch, xla)
-    train_program(cut(0)[0], 0, 0)  # no steps: compiles, computes nothing
-    test_program(everything, 0, 0)
+    description = _description(model)
+    if description is None:
+        twin = _programs(model, batch_size, evaluation_batch, xla)
+    else:
+        twin = _twin(description, batch_size, evaluation_batch, xla)
+        _build_state(twin.model, train)
+    train_program = _Program(twin.batches, twin.rest, train, batch_size)
+    test_program = _Program(twin.test_batches, twin.test_rest, validation, evaluation_batch)
+    everything = np.arange(len(validation.labels), dtype=np.int32)
+    with ThreadPoolExecutor(1) as other:  # XLA compiles there while TensorFlow traces here
+        compiled = other.submit(train_program.compiled())
+        test_program.compiled()()
+        compiled.result()
     compile_seconds = time.perf_counter() - began
 
     def make_train_function(force: bool = False) -> None:
-        model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
+        twin.model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
 
     def make_test_function(force: bool = False) -> None:
-        model.test_function = lambda _: test_program(everything, 0, test_steps)
+        twin.model.test_function = lambda _: test_program(everything, 0, test_program.steps)
 
-    model.make_train_function, model.make_test_function = make_train_function, make_test_function
+    twin.model.make_train_function, twin.model.make_test_function = make_train_function, make_test_function
+    _copy_state(model, twin.model)
     try:
-        yield compile_seconds
+        yield twin.model, compile_seconds
     finally:
-        del model.make_train_function, model.make_test_function
-        model.train_function = model.test_function = None
+        _copy_state(twin.model, model)
+        del twin.model.make_train_function, twin.model.make_test_function
+        twin.model.train_function = twin.model.test_function = None
+
+
+def state(model: keras.Model) -> list[keras.Variable]:
+    """Weights, seeds of random layers and all of the optimizer's: slots, averages, learning rate, iterations."""
+    return [*model.variables, *model.optimizer.variables]
 
 
 def _build_state(model: keras.Model, split: Split) -> None:
@@ -84,31 +129,88 @@ def _build_state(model: keras.Model, split: Split) -> None:
     model.reset_metrics()
 
 
-def _program(model: keras.Model, step: Callable, split: Split, batch_size: int, xla: bool) -> Program:
-    """A function (order, first, end) that takes `step` on batches first..end-1 of the order."""
-    images, labels = tf.constant(split.images), tf.constant(split.labels)
-    full, rest = divmod(len(split.labels), batch_size)
+def _description(model: keras.Model) -> str | None:
+    """JSON of all that a program depends on: the model as it was compiled, without the value of a constant rate.
 
-    def take(order: tf.Tensor, index: tf.Tensor, size: int) -> tf.Tensor:
-        chosen = tf.slice(order, [index * batch_size], [size])
+    None for a model with parts of a user's own, which may hold more than they put into their JSON.
+    """
+    if not all(map(_told, (model.optimizer, *model._flatten_layers()))):
+        return None
+    tree = json.loads(model.to_json())
+    optimizer = tree["compile_config"]["optimizer"]["config"]
+    if isinstance(optimizer.get("learning_rate"), float):  # a variable, as any other of the state
+        optimizer["learning_rate"] = 0.0
+    return json.dumps(tree, sort_keys=True)
+
+
+def _told(part: Any) -> bool:
+    """Whether a layer or optimizer, and each function and object that it calls, is Keras' or ours."""
+    called = [type(part), *filter(callable, vars(part).values())]
+    excluded = getattr(part, "_exclude_from_weight_decay", None)  # of an optimizer; its JSON leaves it out
+    return not excluded and all(c.__module__.partition(".")[0] in ("keras", "mnist_exp") for c in called)
+
+
+@lru_cache(maxsize=TWINS)
+def _twin(description: str, batch_size: int, evaluation_batch: int, xla: bool) -> Twin:
+    return _programs(keras.models.model_from_json(description), batch_size, evaluation_batch, xla)
+
+
+def _copy_state(source: keras.Model, target: keras.Model) -> None:
+    if source is not target:
+        for ours, theirs in zip(state(source), state(target), strict=True):
+            theirs.assign(ours)
+
+
+def _programs(model: keras.Model, batch_size: int, evaluation_batch: int, xla: bool) -> Twin:
+    # Validating is a fiftieth of the work: compiling it by XLA would cost more than it gains.
+    return Twin(
+        model, *_loop(model, model.train_step, batch_size, xla), *_loop(model, model.test_step, evaluation_batch, False)
+    )
+
+
+def _loop(model: keras.Model, step: Callable, size: int, xla: bool) -> tuple[Function, Function]:
+    """The function that takes the steps first..end-1, of `size` images each, and one for the rest of an epoch."""
+
+    def take(images: tf.Tensor, labels: tf.Tensor, chosen: tf.Tensor) -> None:
         step((tf.gather(images, chosen), tf.gather(labels, chosen)))
-        return index + 1
 
     @tf.function(jit_compile=xla, autograph=False)
-    def full_batches(order: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> dict[str, tf.Tensor]:
-        tf.while_loop(
-            lambda index: index < end, lambda index: take(order, index, batch_size), [first], parallel_iterations=1
-        )
+    def batches(images: tf.Tensor, labels: tf.Tensor, order: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> Logs:
+        def body(index: tf.Tensor) -> tf.Tensor:
+            take(images, labels, tf.slice(order, [index * size], [size]))
+            return index + 1
+
+        tf.while_loop(lambda index: index < end, body, [first], parallel_iterations=1)
         return model.get_metrics_result()
 
-    @tf.function(autograph=False)  # one step an epoch: compiling it for its size would cost more than it gains
-    def last_batch(order: tf.Tensor) -> dict[str, tf.Tensor]:
-        take(order, tf.constant(full), rest)
+    @tf.function(autograph=False)  # one step an epoch: compiling it by XLA would cost more than it gains
+    def rest(images: tf.Tensor, labels: tf.Tensor, chosen: tf.Tensor) -> Logs:
+        take(images, labels, chosen)
         return model.get_metrics_result()
 
-    def program(order: np.ndarray, first: int, end: int) -> dict[str, tf.Tensor]:
+    return batches, rest
+
+
+class _Program:
+    """Takes steps on one split: called with the order of its images, a first and an end step."""
+
+    def __init__(self, batches: Function, rest: Function, split: Split, size: int) -> None:
+        self.batches, self.rest = batches, rest
+        self.data = tf.constant(split.images), tf.constant(split.labels)
+        self.full = len(split.labels) // size
+        self.whole = self.full * size
+        self.steps = -(-len(split.labels) // size)
+
+    def __call__(self, order: np.ndarray, first: int, end: int) -> Logs:
         order = tf.constant(order)
-        logs = full_batches(order, tf.constant(first), tf.constant(min(end, full)))
-        return last_batch(order) if end > full else logs
+        logs = self.batches(*self.data, order, tf.constant(first), tf.constant(min(end, self.full)))
+        return self.rest(*self.data, order[self.whole :]) if end > self.full else logs
 
-    return program
+    def compiled(self) -> Callable[[], Any]:
+        """Trace everything; returns a call that takes no step, for which XLA has to compile."""
+        order = tf.range(len(self.data[1]))
+        nothing = (*self.data, order, tf.constant(0), tf.constant(0))
+        self.batches.get_concrete_function(*nothing)
+        if self.steps > self.full:
+            self.rest.get_concrete_function(*self.data, order[self.whole :])
+        return lambda: self.batches(*nothing)

@@ -1,11 +1,10 @@
 """One experiment, from a checked config to a finished run in the tracking store, top to bottom."""
 
 import json
-import os
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,19 @@ import keras
 import numpy as np
 from omegaconf import OmegaConf
 
-from mnist_exp import devices, metrics, plots, provenance, terminal, trainer
-from mnist_exp.config import PACKAGE, Config, build, flatten, identity, to_yaml
+from mnist_exp import RequestError, devices, metrics, plots, provenance, terminal, trainer
+from mnist_exp.config import PACKAGE, Config, build, identity, own_sources, params, to_yaml
 from mnist_exp.data import Dataset
-from mnist_exp.tracking import RunLog, Store, tracked_run
+from mnist_exp.models import saved_weights
+from mnist_exp.tracking import RunLog, Store, download, tracked_run
+
+# Told of each epoch its number, its metrics and the digest of its weights; true ends the training there.
+Watch = Callable[[int, dict[str, float], str], bool]
+
+
+@contextmanager
+def _nobody(log: RunLog) -> Iterator[Watch]:
+    yield lambda epoch, values, weights: False
 
 
 class Result(NamedTuple):
@@ -27,7 +35,13 @@ class Result(NamedTuple):
 
 
 def run_experiment(
-    config: Config, dataset: Dataset, store: Store, output: Path, tags: Mapping[str, str], overrides: Sequence[str]
+    config: Config,
+    dataset: Dataset,
+    store: Store,
+    output: Path,
+    tags: Mapping[str, str],
+    overrides: Sequence[str],
+    witness: Callable[[RunLog], AbstractContextManager[Watch]] = _nobody,
 ) -> Result:
     """Train, evaluate and record one model.
 
@@ -36,8 +50,9 @@ def run_experiment(
         dataset: loaded from `config.data`.
         store: where the run is recorded.
         output: folder for the run's local record.
-        tags: of the run, besides those made here.
+        tags: of the run, besides those made here, and before them.
         overrides: the command's overrides, recorded as they were given.
+        witness: entered with the run's log before it trains, left before the run is closed.
 
     Raises:
         DeviceError: the machine lacks the devices asked for.
@@ -48,24 +63,30 @@ def run_experiment(
     threads = settings.threads or provenance.cores()
     strategy = devices.configure(settings.devices, threads)
     devices.fresh_session(config.seed, settings.precision)
-    facts = _facts(dataset, threads, devices.describe(strategy))
+    facts = provenance.facts(PACKAGE, own_sources(config), dataset.fingerprint, threads, devices.describe(strategy))
     code = provenance.code_state(PACKAGE)
-    tags = {**tags, "overrides": " ".join(overrides), **_tags(config, dataset, facts, code)}
-    with tracked_run(store, name, _params(config), tags, output) as log:
-        _write_origin(log.folder, config, overrides, code.diff)
+    tags = {"overrides": " ".join(overrides), **_tags(config, dataset, facts, code), **tags}
+    resume = config.resume or settings.checkpoint
+    with tracked_run(store, name, params(config), tags, output, resume) as log, witness(log) as watch:
+        if log.epochs:
+            print(terminal.continued_line(name, log.epochs, log.run_id), file=sys.stderr, flush=True)
+        _write_origin(log.folder, config, overrides, facts, code)
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
             model = build(config.model, dataset.image_shape, dataset.num_classes)
-            optimizer = _optimizer(config, total_steps=settings.epochs * -(-images // settings.batch_size))
+            if config.init_from is not None:
+                _take_weights(model, config.init_from, store)
+            optimizer = build_optimizer(
+                config.optimizer, config.schedule, settings.epochs * -(-images // settings.batch_size)
+            )
         replicas = strategy.num_replicas_in_sync if strategy is not None else 1
         execution = trainer.choose_execution(settings.execution, model, replicas, gpu=facts["device"] != "cpu")
         log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
         _write_summary(log.folder, model)
         log.upload()
-        began = time.perf_counter()
-        fitted = _fit(config, dataset, model, optimizer, execution, name, log)
-        final = {"fit_seconds": time.perf_counter() - began, "parameters": float(model.count_params())}
+        fitted = _fit(config, dataset, model, optimizer, execution, name, log, watch)
+        final = {"fit_seconds": fitted.seconds, "parameters": float(model.count_params())}
         final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
         log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(), final)
     epochs = len(fitted.history["train_loss"])
@@ -77,8 +98,11 @@ def _tags(config: Config, dataset: Dataset, facts: Mapping[str, Any], code: prov
     return {
         "kind": "run",
         "identity": identity(config, facts),
+        "identity.config": identity(config, {}),
+        "identity.facts": json.dumps(facts),
         "data.name": dataset.name,
         "data.fingerprint": dataset.fingerprint,
+        **({"init_from": config.init_from} if config.init_from is not None else {}),
         "selection": "test" if config.data["validation"] == "test" else "validation",
         "device": facts["device"],
         "threads": str(facts["threads"]),
@@ -95,6 +119,7 @@ def _fit(
     execution: trainer.Execution,
     name: str,
     log: RunLog,
+    watch: Watch,
 ) -> trainer.Fitted:
     """Train with the config's callbacks, showing and recording every epoch."""
     settings = config.trainer
@@ -105,9 +130,10 @@ def _fit(
         callbacks.append(trainer.profile(log.folder / "profile", settings.epochs))
     with terminal.RunProgress(name, settings.epochs) as progress:
 
-        def on_epoch(epoch: int, values: dict[str, float]) -> None:
-            log.metrics(epoch, values)
+        def on_epoch(epoch: int, values: dict[str, float], weights: str) -> bool:
+            log.metrics(epoch, values, weights=weights)
             progress.epoch(epoch, values)
+            return watch(epoch, values, weights)
 
         return trainer.fit(
             model,
@@ -120,41 +146,44 @@ def _fit(
             on_epoch=on_epoch,
             within_epoch=progress.within_epoch,
             callbacks=callbacks,
+            checkpoints=log.checkpoints if settings.checkpoint else None,
         )
 
 
-def _params(config: Config) -> dict[str, Any]:
-    """The flattened config, and the short names of model and optimizer, which the UI has room for."""
-    names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
-    return names | {key: value for key, value in flatten(asdict(config)).items() if not key.startswith("sweep.")}
+def _take_weights(model: keras.Model, run_id: str, store: Store) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = saved_weights(download(store.uri, run_id, "saved_model", Path(scratch)))
+    try:
+        model.set_weights(weights)
+    except ValueError as error:
+        shapes = [[weight.shape for weight in found] for found in (weights, model.weights)]
+        raise RequestError(
+            f"init_from={run_id}: that run's weights are {shapes[0]}, this model's {shapes[1]}"
+        ) from error
 
 
-def _facts(dataset: Dataset, threads: int, device: str) -> dict[str, Any]:
-    """What can change a result besides the config."""
-    return {
-        "data": dataset.fingerprint,
-        "source": provenance.source_digest(PACKAGE),
-        "versions": provenance.versions(),
-        "threads": threads,
-        "device": device,
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+def build_optimizer(node: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int) -> keras.Optimizer:
+    """An optimizer whose base rate a schedule scales over the steps of the training."""
+    return build({**node, "learning_rate": build(schedule, node["learning_rate"], total_steps)})
+
+
+def _write_origin(
+    folder: Path, config: Config, overrides: Sequence[str], facts: Mapping[str, Any], code: provenance.Code
+) -> None:
+    """Write what the run came from: enough to train it again, and to tell why the result is another one."""
+    described = {
+        "code": {"commit": code.commit, "branch": code.branch, "dirty": code.dirty},
+        "source": provenance.source_files(PACKAGE, own_sources(config)),
+        "facts": facts,
+        "config": params(config),
     }
-
-
-def _optimizer(config: Config, total_steps: int) -> keras.Optimizer:
-    schedule = build(config.schedule, config.optimizer["learning_rate"], total_steps)
-    return build({**config.optimizer, "learning_rate": schedule})
-
-
-def _write_origin(folder: Path, config: Config, overrides: Sequence[str], diff: str) -> None:
-    """Write what the run came from: enough to train it again."""
-    environment = json.dumps(provenance.environment(), indent=2)
+    environment = json.dumps({**provenance.environment(), **described}, indent=2)
     for name, text in (
         ("config.yaml", to_yaml(config)),
         ("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides)))),
         ("environment.json", environment + "\n"),
         ("requirements.txt", "\n".join(provenance.requirements()) + "\n"),
-        ("code.diff", diff),
+        ("code.diff", code.diff),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="")  # a diff keeps its line ends
 

@@ -1,15 +1,21 @@
 """What surrounds the runs of a multirun: every job checked before the first, a run of the sweep's own, its summary."""
 
 import csv
-import io
+import gc
 import itertools
 import json
+import os
 import secrets
+import shutil
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -19,14 +25,50 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mnist_exp import RequestError, terminal
-from mnist_exp.config import CONF_DIR, Config, ConfigError, build, check, check_batch, explain
+from mnist_exp import EXIT_FAILED, EXIT_SENSELESS, RequestError, launcher, provenance, search, terminal
+from mnist_exp.config import (
+    CONF_DIR,
+    PACKAGE,
+    Config,
+    ConfigError,
+    build,
+    check,
+    check_batch,
+    explain,
+    flatten,
+    identity,
+    own_sources,
+)
 from mnist_exp.data import Dataset, resolve_auto
 
-EXIT_FAILED, EXIT_SENSELESS = 1, 2
+DONE = ("FINISHED", "SKIPPED")
+Result = TypeVar("Result")
 # Okabe and Ito's, distinguishable to colour-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
-_open: list[tuple[Any, str]] = []  # the store and the id of the sweep that this process has begun and not closed
+
+
+class Job(NamedTuple):
+    """One run that a multirun is to make: its config, and the overrides that set it apart from its siblings."""
+
+    config: Config
+    swept: str
+
+    @property
+    def name(self) -> str:
+        """That of its run."""
+        return f"{self.config.name}-s{self.config.seed}"
+
+
+class Sweep(NamedTuple):
+    """A multirun under way."""
+
+    id: str
+    store: Any  # tracking.Store, whose import takes a second
+    jobs: Sequence[Job]
+    searched: frozenset[str] = frozenset()  # keys whose values a search chooses as it goes, not told by `jobs`
+
+
+_open: list[Sweep] = []  # begun and not closed by this process: Hydra does not tell a callback of Ctrl-C
 
 
 class SweepCallback(Callback):
@@ -34,36 +76,51 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all jobs, settle what data=auto means, open the sweep's run; exit with 2 when a job makes no sense."""
-        overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-        assert isinstance(overrides, list)
+        given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        assert isinstance(given, list)
         try:
-            jobs = check_jobs(kwargs["config_name"], overrides)
-            settled = {settle(job) for job in jobs if is_auto(job)}
+            shared = _threads(config, given)
+            searched = search.searcher(config, given + shared)
+            expanded = searched.probes() if searched else grid(config, given + shared)
+            jobs = check_jobs(kwargs["config_name"], expanded)
+            settled = {settle(job.config) for job in jobs if is_auto(job.config)}
             check_data(jobs)
             from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
-            store = tracking.open_store(jobs[0].tracking.uri, jobs[0].tracking.experiment)
-            self.sweep = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-            self.store, self.jobs = store, len(jobs)
-            with tracking.undisturbed():
-                tracking.open_sweep(store, self.sweep, " ".join(sys.argv[1:]), len(jobs))
-                _open.append((store, self.sweep))
+            first = jobs[0].config
+            store = tracking.open_store(first.tracking.uri, first.tracking.experiment)
+            tracking.end_dead_runs(store)
+            what = "ends of the space" if searched else "runs"
+            prepare(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
+            if first.sweep.preflight == "only":
+                sys.exit(0)
+            if searched:  # the values of its jobs are not known yet, their number is
+                jobs = [Job(first, "")] * (searched.remaining() * len(searched.seeds))
+            sweep = open_sweep(jobs, store, searched.keys if searched else frozenset())
         except Exception as error:  # noqa: BLE001 - Hydra would make a warning of it and go on
             _leave(error)
-        extra = [f"sweep.id={self.sweep}", *(f"sweep.data={name}" for name in settled)]
+        extra = [*shared, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in settled)]
         with open_dict(config):
             for override in extra:
                 config.hydra.overrides.task.append(override)
-        print(f"sweep {self.sweep}: {len(jobs)} runs", file=sys.stderr, flush=True)
+        print(f"sweep {sweep.id}: {len(jobs)} runs", file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the sweep's run with its summary; exit with 1 when a job did not finish."""
+        """Close the sweep's run with its summary; exit with 1 when a job has no result."""
         try:
-            finished = close_sweep(self.store, self.sweep, "FINISHED")
+            folder = Path(config.hydra.sweep.dir, "search")
+            complete = [close_sweep(sweep, "FINISHED", folder) for sweep in _open[:]]
         except Exception as error:  # noqa: BLE001 - as above
             _leave(error)
-        if finished < self.jobs:
+        if not all(complete):
             sys.exit(EXIT_FAILED)
+
+
+def _threads(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The override that divides the cores among jobs which run side by side, unless their threads are given."""
+    threads = launcher.threads_of_a_job(config.hydra.launcher, provenance.cores())
+    swept = any(override.startswith("trainer.threads=") for override in overrides)
+    return [] if threads is None or swept or config.trainer.threads is not None else [f"trainer.threads={threads}"]
 
 
 def _leave(error: Exception) -> NoReturn:
@@ -74,17 +131,165 @@ def _leave(error: Exception) -> NoReturn:
     sys.exit(EXIT_FAILED)
 
 
+def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
+    """Build every model on shapes only, and say what is to come.
+
+    Args:
+        jobs: all of them.
+        store: says which of them an earlier run has the result of.
+        here: they will be run by this process, and so have its devices.
+        what: they are called.
+
+    Raises:
+        ConfigError: with a line for each model or optimizer that cannot be built.
+        DeviceError: this process lacks the devices.
+    """
+    kinds = {json.dumps(job.config.data): job.config for job in jobs}
+    datasets = {kind: load(config) for kind, config in kinds.items()}
+    given = [(job, datasets[json.dumps(job.config.data)]) for job in jobs]
+    missing = []
+    for job, data in given:
+        with suppress(RequestError):  # another machine may have the devices that this one lacks
+            if _finished(job.config, data, store):
+                continue
+        missing.append((job, data))
+    before = f", {len(jobs) - len(missing)} of them finished before" if len(missing) < len(jobs) else ""
+    said = f"{len(jobs)} {what}{before}"
+    if missing:
+        import_tensorflow()
+        from mnist_exp import devices, preflight
+
+        trainer = missing[0][0].config.trainer
+        devices.configure(trainer.devices if here else "cpu", trainer.threads or provenance.cores())
+        sizes = preflight.models([(job.config, data, job.swept) for job, data in missing])
+        sized = [(job.config, data, size) for (job, data), size in zip(missing, sizes, strict=True)]
+        span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+        said += f"; models of {span} parameters; {preflight.plan(sized, store)}"
+    print(f"preflight: {said}", file=sys.stderr, flush=True)
+
+
+def import_tensorflow() -> None:
+    """Import all that a run needs, once a process and without what native libraries print."""
+    if "mnist_exp.run" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with terminal.quiet_stderr("importing TensorFlow"):
+        import mnist_exp.run  # noqa: F401
+    gc.freeze()  # what was imported stays: not looking through it again saves each run a third of a second
+
+
+def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = frozenset()) -> Sweep:
+    """Begin the sweep's own run."""
+    from mnist_exp import tracking
+
+    sweep = Sweep(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", store, jobs, searched)
+    with tracking.undisturbed():
+        tracking.open_sweep(store, sweep.id, " ".join(sys.argv[1:]), len(jobs))
+        _open.append(sweep)
+    return sweep
+
+
 def abandon_sweep(status: str) -> bool:
     """Close the sweep that is open when something ends the command before its time; whether there was one."""
-    began = bool(_open)
-    for store, sweep in _open:
-        close_sweep(store, sweep, status)
-    return began
+    return bool([close_sweep(sweep, status) for sweep in _open[:]])
 
 
-def sweep_tags(sweep: str, number: int) -> dict[str, str]:
-    """Tags of the n-th run of a sweep: the sweep, and a colour unlike its neighbours' in MLflow's charts."""
-    return {"sweep": sweep, "mlflow.runColor": COLORS[number % len(COLORS)]}
+def job_tags(sweep: str, number: int) -> dict[str, str]:
+    """Tags of the n-th run of a sweep, with a colour unlike its neighbours' in MLflow's charts."""
+    from mnist_exp import tracking
+
+    return tracking.sweep_tags(sweep, number, COLORS[number % len(COLORS)])
+
+
+def stopped(config: Config, store: Any) -> bool:
+    """Whether the sweep of a job has had a failure after which nothing more is to start."""
+    from mnist_exp import tracking
+
+    assert config.sweep.id is not None
+    return config.sweep.on_error == "stop" and tracking.sweep_stopped(store, config.sweep.id)
+
+
+def finished_before(config: Config, dataset: Dataset, store: Any, number: int) -> Mapping[str, float] | None:
+    """Metrics of a finished run of the same identity, which becomes the sweep's n-th; None: the job has to train.
+
+    One query a job, 10 ms however many runs the store has: so every job sees what others finished meanwhile.
+    """
+    from mnist_exp import tracking
+
+    assert config.sweep.id is not None
+    name = f"{config.name}-s{config.seed}"
+    run = _finished(config, dataset, store, name)
+    if run is None:
+        return None
+    tracking.join_sweep(store, run, config.sweep.id, number)
+    print(terminal.skipped_line(name, run.data.metrics, run.info.run_id), flush=True)
+    return run.data.metrics
+
+
+def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = None) -> Any:
+    """The latest finished run of the same identity; with a name to say it under, says why there is none of many."""
+    from mnist_exp import tracking
+
+    if not config.sweep.skip_finished:
+        return None
+    threads = config.trainer.threads or provenance.cores()
+    device = _device(config.trainer.devices, threads)
+    facts = provenance.facts(PACKAGE, own_sources(config), dataset.fingerprint, threads, device)
+    wanted = identity(config, facts)
+    alike = [run for run in tracking.finished_runs(store, identity(config, {})) if "pruned" not in run.data.tags]
+    found = next((run for run in alike if run.data.tags["identity"] == wanted), None)
+    if alike and found is None and name is not None:
+        different = difference(json.loads(alike[0].data.tags["identity.facts"]), facts)
+        print(terminal.again_line(name, alike[0].info.run_id, different), file=sys.stderr, flush=True)
+    return found
+
+
+def _device(devices: str, threads: int) -> str:
+    """As `devices.describe` says it, without the seconds that TensorFlow's import takes where it can be no GPU."""
+    kind, _, number = devices.partition(":")
+    if kind == "cpu" or (kind == "auto" and not provenance.may_have_gpu()):
+        return f"{number} x cpu" if number else "cpu"
+    import_tensorflow()
+    from mnist_exp import devices as tensorflow
+
+    return tensorflow.describe(tensorflow.configure(devices, threads))
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names the facts in which two runs differ, such as `code, keras (3.15.0, now 3.15.1), threads (1, now 2)`."""
+    old, new = flatten(before), flatten(now)
+    names = {"source": "code"} | {key: key.removeprefix("versions.") for key in old | new if key != "source"}
+    digests = ("source", "data")
+    return ", ".join(
+        names[key] if key in digests else f"{names[key]} ({old.get(key, 'none')}, now {new.get(key, 'none')})"
+        for key in old | new
+        if old.get(key) != new.get(key)
+    )
+
+
+def attempt(train: Callable[[], Result], retries: int) -> Result:
+    """Train, and again up to `retries` times when the memory did not suffice: other processes may have left some."""
+    from mnist_exp.devices import OUT_OF_MEMORY
+
+    for left in reversed(range(retries + 1)):
+        try:
+            return train()
+        except OUT_OF_MEMORY as error:
+            if not left:
+                raise
+            terminal.complain(
+                f"out of memory, trying again: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            )
+        gc.collect()  # what the failed attempt had is held by cycles, and after the except clause by no traceback
+    raise AssertionError
+
+
+def job_failed(sweep: DictConfig, tracked: DictConfig) -> None:
+    """Do what `sweep.on_error` says."""
+    if sweep.on_error == "stop":
+        from mnist_exp import tracking
+
+        tracking.stop_sweep(tracking.open_store(tracked.uri, tracked.experiment), sweep.id)
 
 
 def is_auto(config: Config) -> bool:
@@ -112,107 +317,161 @@ def load(config: Config) -> Dataset:
     return dataset
 
 
-def check_data(jobs: Sequence[Config]) -> None:
+def check_data(jobs: Sequence[Job]) -> None:
     """Load what the jobs train on, each kind of it once.
 
     Raises:
         ConfigError: with a line for each mistake.
     """
+    configs = [job.config for job in jobs]
     mistakes = []
-    for job in {json.dumps([job.data, job.trainer.batch_size]): job for job in jobs}.values():
+    for config in {json.dumps([c.data, c.trainer.batch_size]): c for c in configs}.values():
         try:
-            load(job)
+            load(config)
         except RequestError as error:
             mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
 
-def check_jobs(config_name: str, overrides: Sequence[str]) -> list[Config]:
-    """Compose and check every job that a grid of overrides stands for.
+def grid(config: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of Hydra's own sweeper; of two overrides of a key the later counts.
 
     Raises:
-        ConfigError: with a line for each mistake, each job's mistakes behind its overrides.
+        RequestError: there is no job, or what is asked for needs a search.
     """
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    given = [*(f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()), *overrides]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parsed = {override.get_key_element(): override for override in parser.parse_overrides(given)}.values()
     axes = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_discrete_sweep()
         else [o.input_line or ""]
         for o in parsed
     ]
+    if not all(axes):
+        raise RequestError(f"the sweep has no runs: {' '.join(overrides)} matches no option and no value")
+    for override in parsed:
+        if override.is_interval_sweep():
+            raise RequestError(f"{override.input_line} needs a search: hydra/sweeper=random or hydra/sweeper=optuna")
+    if config.sweep.seeds != 1:
+        raise RequestError(f"sweep.seeds is for a search; in a grid say 'seed=range({config.sweep.seeds})'")
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job]:
+    """Compose and check jobs, each given by its overrides.
+
+    Raises:
+        ConfigError: with a line for each mistake, each job's mistakes behind its overrides.
+    """
     jobs, mistakes = [], []
+    shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set(overrides[0])
     before = HydraConfig.instance().cfg
-    for job in itertools.product(*axes):
+    for job in overrides:
+        swept = " ".join(override for override in job if override not in shared)
         try:
             composed = compose(config_name, list(job), return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
             with open_dict(composed):
                 del composed["hydra"]
-            jobs.append(check(composed))
+            jobs.append(Job(check(composed), swept))
         except (ConfigError, HydraException) as error:
-            swept = " ".join(choice for choice, axis in zip(job, axes, strict=True) if len(axis) > 1)
             lines = str(error).splitlines() if isinstance(error, ConfigError) else [explain(error)]
             mistakes += [f"{swept}: {line}" if swept else line for line in lines]
     HydraConfig.instance().cfg = before
-    if not all(axes):
-        mistakes.append(f"the sweep has no runs: {' '.join(overrides)} matches no option and no value")
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return jobs
 
 
-def close_sweep(store: Any, sweep: str, status: str) -> int:
-    """Print the sweep's table, record it in the sweep's own run and end that; returns how many runs finished."""
+def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
+    """Print the sweep's table, record it in the sweep's own run and end that; returns whether every job has a result.
+
+    All of it comes from the store, for the jobs may have run in other processes and on other machines; besides what
+    the folder `extra` has, if there is one.
+    """
     from mnist_exp import tracking
 
     with tracking.undisturbed():
-        _open.clear()
-        runs = sorted(tracking.sweep_runs(store, sweep), key=_rank)
-        finished = [run for run in runs if run.info.status == "FINISHED"]
-        rows = _rows(runs)
-        failed = len(rows) - len(finished)
-        title = f"sweep {sweep}: {len(finished)} finished" + (f", {failed} not" if failed else "")
-        terminal.sweep_table(title, rows)
-        print(f"\ncompare them:  {store.ui_command}\nthen open      {store.ui_link(sweep)}", flush=True)
-        note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, store.experiment_id)}"
-        files = {"sweep.csv": _csv(rows), "sweep.md": note}
-        tracking.close_sweep(store, sweep, status, finished[0] if finished else None, files, note)
-        return len(finished)
-
-
-def _rank(run: Any) -> tuple[bool, float]:
-    return run.info.status != "FINISHED", -run.data.metrics.get("final_val_accuracy", 0.0)
-
-
-def _rows(runs: Sequence[Any]) -> list[terminal.Row]:
-    given = [run.data.tags["overrides"].split() for run in runs]
-    shared = set.intersection(*map(set, given)) if len(given) > 1 else set()
-    return [
-        terminal.Row(
-            name=run.info.run_name,
-            status=run.info.status,
-            swept=" ".join(override for override in overrides if override not in shared),
-            val_accuracy=run.data.metrics.get("final_val_accuracy"),
-            test_accuracy=run.data.metrics.get("test_accuracy"),
-            seconds=run.data.metrics.get("fit_seconds"),
-            run_id=run.info.run_id,
+        _open.remove(sweep)
+        tracking.end_dead_runs(sweep.store)  # of workers that were killed
+        if status == "FINISHED":  # so have all jobs: what looks alive on another machine was killed there
+            tracking.end_left_runs(sweep.store, sweep.id)
+        runs = tracking.sweep_runs(sweep.store, sweep.id)
+        last = {number: run for run in runs for number in tracking.job_numbers(run, sweep.id)}  # its last attempt
+        rows = sorted((_row(sweep, number, last.get(number)) for number in range(len(sweep.jobs))), key=_rank)
+        counts = _counts(rows)
+        said = ", ".join(
+            f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count or what == "finished"
         )
-        for run, overrides in zip(runs, given, strict=True)
-    ]
+        title = f"sweep {sweep.id}: {said}"
+        terminal.sweep_table(title, rows)
+        print(f"\ncompare them:  {sweep.store.ui_command}\nthen open      {sweep.store.ui_link(sweep.id)}", flush=True)
+        note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
+        best = last[rows[0].job] if rows and rows[0].status in DONE else None
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder), rows, f"`{' '.join(sys.argv[1:])}`\n\n{note}")
+            if extra is not None and extra.is_dir():
+                shutil.copytree(extra, folder, dirs_exist_ok=True)
+            tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder), note)
+        return all(row.status in DONE for row in rows)
 
 
-def _csv(rows: Sequence[terminal.Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(terminal.Row._fields)
-    writer.writerows(rows)
-    return text.getvalue()
+def _row(sweep: Sweep, number: int, run: Any) -> terminal.Row:
+    from mnist_exp import tracking
+
+    job = sweep.jobs[number]
+    if run is None:
+        return terminal.Row(number, job.name, "NOT RUN", job.swept, None, None, None, "")
+    given = run.data.tags["overrides"].split() if sweep.searched else []
+    trained = run.data.tags["sweep"] == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
+    return terminal.Row(
+        job=number,
+        name=run.info.run_name,
+        status=run.info.status if trained else "SKIPPED",
+        swept=" ".join(text for text in given if text.partition("=")[0] in sweep.searched) or job.swept,
+        val_accuracy=run.data.metrics.get("final_val_accuracy"),
+        test_accuracy=run.data.metrics.get("test_accuracy"),
+        seconds=run.data.metrics.get("fit_seconds"),
+        run_id=run.info.run_id,
+    )
+
+
+def _rank(row: terminal.Row) -> tuple[int, float]:
+    return 0 if row.status in DONE else 2 if row.status == "NOT RUN" else 1, -(row.val_accuracy or 0)
+
+
+def _counts(rows: Sequence[terminal.Row]) -> dict[str, int]:
+    """How many jobs came to what; one that was interrupted counts as failed."""
+    kinds = {"FINISHED": "finished", "SKIPPED": "skipped", "NOT RUN": "not_run"}
+    found = Counter(kinds.get(row.status, "failed") for row in rows)
+    return {kind: found[kind] for kind in ("finished", "skipped", "failed", "not_run")}
+
+
+def _write(folder: Path, rows: Sequence[terminal.Row], note: str) -> None:
+    """Write the sweep's artifacts."""
+    from mnist_exp import plots  # not while mistakes are looked for: Matplotlib takes half a second
+
+    (folder / "sweep.md").write_text(note, encoding="utf-8")
+    with (folder / "sweep.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(terminal.Row._fields)
+        writer.writerows(rows)
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row.status in DONE and row.val_accuracy is not None:
+            apart = " ".join(part for part in row.swept.split() if not part.startswith("seed="))
+            scores.setdefault(apart or "all", []).append(row.val_accuracy)
+    if scores:
+        plots.sweep(scores).savefig(folder / "sweep.png")
 
 
 def _markdown(rows: Sequence[terminal.Row], experiment_id: str) -> str:
     lines = ["| run | status | swept | val_accuracy | test_accuracy | seconds |", "|---|---|---|--:|--:|--:|"]
     for row in rows:
         link = f"[{row.name}](#/experiments/{experiment_id}/runs/{row.run_id})"  # within MLflow's UI
-        lines.append("| " + " | ".join((link, row.status, row.swept, *terminal.figures(row))) + " |")
+        lines.append(
+            "| " + " | ".join((link if row.run_id else row.name, row.status, row.swept, *terminal.figures(row))) + " |"
+        )
     return "\n".join(lines) + "\n"

@@ -6,23 +6,26 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mnist_exp import EXIT_TERMINATED
+
 
 class Row(NamedTuple):
-    """One run of a sweep's table; accuracies are shares, seconds those of training."""
+    """One job of a sweep's table; accuracies are shares, seconds those of training."""
 
+    job: int
     name: str
-    status: str
+    status: str  # as MLflow has it, SKIPPED for the result of an earlier run, or NOT RUN
     swept: str  # the overrides that set it apart from its siblings
     val_accuracy: float | None
     test_accuracy: float | None
     seconds: float | None
-    run_id: str
+    run_id: str  # empty when it was not run
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def quiet_stderr(doing: str) -> Iterator[None]:
     """
     sys.stderr.flush()
     real = os.dup(2)
-    live = os.isatty(real)
+    live = os.isatty(real) and os.environ.get("TTY_COMPATIBLE") != "0"  # as Rich takes it
     if live:
         os.write(real, f"{doing} ...".encode())
     with tempfile.TemporaryFile() as held:
@@ -90,12 +93,28 @@ class RunProgress:
             print(f"{self.name}  {text}  {metrics['epoch_seconds']:.2f} s", file=sys.stderr, flush=True)
 
 
+def continued_line(name: str, epochs: int, run_id: str) -> str:
+    """One line for a run that an earlier command began."""
+    return f"{name}  continues run {run_id}, which was interrupted after {epochs} epochs (shown again)"
+
+
 def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution: str, run_id: str) -> str:
     """One line for a finished run."""
     return (
         f"{name}  val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
         f"  {epochs} epochs in {metrics['fit_seconds']:.1f} s ({execution})  run {run_id}"
     )
+
+
+def skipped_line(name: str, metrics: Mapping[str, float], run_id: str) -> str:
+    """One line for a job whose result an earlier run has."""
+    shares = f"val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
+    return f"{name}  {shares}  skipped: finished before  run {run_id}"
+
+
+def again_line(name: str, run_id: str, difference: str) -> str:
+    """One line for a job that is trained although a finished run has its config."""
+    return f"{name}  trained again: run {run_id} has the same config but not the same {difference}"
 
 
 def sweep_table(title: str, rows: Sequence[Row]) -> None:
@@ -113,7 +132,7 @@ def sweep_table(title: str, rows: Sequence[Row]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("run id", no_wrap=True)
     for row in rows:
-        style = "" if row.status == "FINISHED" else "red"
+        style = {"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red")
         table.add_row(row.name, row.status, row.swept, *figures(row), row.run_id[:8], style=style)
     console.print(table)
 
@@ -122,6 +141,11 @@ def figures(row: Row) -> tuple[str, str, str]:
     """The row's numbers as text; a dash where there is none."""
     shares = ("-" if share is None else f"{share:.2%}" for share in (row.val_accuracy, row.test_accuracy))
     return (*shares, "-" if row.seconds is None else f"{row.seconds:.1f}")  # type: ignore[return-value]
+
+
+def terminate(*_: object) -> NoReturn:
+    """Handle SIGTERM: leave as from an exception, so that what is open is closed."""
+    sys.exit(EXIT_TERMINATED)
 
 
 def complain(message: str) -> None:

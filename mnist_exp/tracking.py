@@ -4,17 +4,21 @@ A run is recorded locally first (`metrics.jsonl` and the artifacts in the run's 
 it goes, so that a store which is slow or gone costs neither the training nor its results.
 """
 
+import gc
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,17 +31,20 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
-from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from filelock import BaseFileLock, FileLock, Timeout
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp import RequestError, RunError
+from mnist_exp.provenance import is_gone, process
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 RETRY_SECONDS = 30.0
@@ -73,7 +80,7 @@ class Store(NamedTuple):
     def ui_link(self, sweep: str) -> str:
         """The charts of a sweep's runs in the UI; without `workflowType` it opens in a mode that hides them."""
         host = self.uri if self.is_server else "http://127.0.0.1:5000"
-        runs = quote(f"tags.sweep='{sweep}' and tags.kind='run'", safe="'")
+        runs = quote(_in_sweep(sweep), safe="'")
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
         return f"{host}/#/experiments/{self.experiment_id}/runs?{query}"
 
@@ -88,7 +95,7 @@ def open_store(uri: str | None, experiment: str) -> Store:
     Raises:
         StoreError: the store cannot be reached, read or written, or the experiment was deleted.
     """
-    uri = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    uri = _resolved(uri)
     mlflow.set_tracking_uri(uri)
     with _using(uri), _creation_lock(uri):
         found = mlflow.get_experiment_by_name(experiment)
@@ -102,16 +109,32 @@ def open_store(uri: str | None, experiment: str) -> Store:
     return Store(uri, experiment, found.experiment_id)
 
 
-def _absolute(uri: str) -> str:
+def _resolved(uri: str | None) -> str:
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
 
 
+def existing(uri: str | None) -> str:
+    """The URI of a store to be read.
+
+    Raises:
+        StoreError: its database does not exist; MLflow would make one.
+    """
+    uri = _resolved(uri)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.is_file():
+        raise StoreError(f"tracking.uri={uri} cannot be used: there is no file {path}")
+    return uri
+
+
 @contextmanager
-def _using(uri: str) -> Iterator[None]:
+def _using(uri: str, query: str = "") -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
+        if query and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            raise StoreError(f"{query!r} is no filter string of MLflow: {_first_line(error)}") from error
         raise StoreError(f"tracking.uri={uri} cannot be used: {_first_line(error)}") from error
 
 
@@ -155,36 +178,56 @@ def _creation_lock(uri: str) -> Iterator[None]:
 
 
 class RunLog:
-    """Records one run. Artifacts are files that the caller writes into `folder`."""
+    """Records one run, in a folder of its own below `output` and in the store.
+
+    `record` has its metrics, `folder` takes the files that become artifacts, `checkpoints` what a run that died
+    continues from. What the record has of a step stays, also when it is computed again: no row is ever doubled.
+    """
 
     def __init__(self, store: Store, run_id: str, output: Path) -> None:
         self.run_id = run_id
-        self.folder = output / f"artifacts-{run_id[:8]}"  # emptied when sent: nobody else's, whatever hydra.run.dir is
+        home = output / f"run-{run_id[:8]}"  # nobody else's, whatever hydra.run.dir is
+        self.folder, self.checkpoints = home / "artifacts", home / "checkpoints"
         self._client = mlflow.MlflowClient(store.uri)
-        self._record = output / "metrics.jsonl"
+        self.record = home / "metrics.jsonl"
+        self._rows = _read_record(self.record)
         self._unsent: list[Metric] = []
         self._retry_at = 0.0
 
-    def metrics(self, step: int, metrics: Mapping[str, float], model_id: str | None = None) -> None:
+    @property
+    def epochs(self) -> int:
+        """How many the record has: none, when the run is new."""
+        return max(self._rows, default=0)
+
+    def metrics(
+        self, step: int, metrics: Mapping[str, float], *, model_id: str | None = None, weights: str | None = None
+    ) -> None:
         """Append metrics to the local record and send what is unsent.
 
         Args:
             step: the epoch, from 1; 0 for what belongs to no epoch.
             metrics: names and values.
             model_id: the logged model that they are also metrics of.
+            weights: digest of the weights after the epoch, for the record alone: MLflow has numbers only.
         """
-        now = time.time()
-        try:
-            with self._record.open("a", encoding="utf-8") as record:
-                values = {name: float(value) for name, value in metrics.items()}
-                record.write(json.dumps({"step": step, "time": now, **values}) + "\n")
-        except OSError as error:  # a full disk is no reason to lose the training
-            print(f"tracking: {self._record} not written: {_first_line(error)}", file=sys.stderr)
-        self._unsent += [
-            Metric(name, float(value), int(now * 1000), step, model_id=model_id) for name, value in metrics.items()
-        ]
-        if now >= self._retry_at:
+        if step not in self._rows:
+            row = {"step": step, "time": time.time()} | ({"weights": weights} if weights is not None else {})
+            self._rows[step] = row | {name: float(value) for name, value in metrics.items()}
+            self._append(self._rows[step])
+        row = self._rows[step]
+        sent_as = int(row["time"] * 1000)  # the store knows a row that it already has by its time and value
+        self._unsent += [Metric(name, row[name], sent_as, step, model_id=model_id) for name in metrics]
+        if time.time() >= self._retry_at:
             self._send()
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with self.record.open("a", encoding="utf-8") as record:
+                record.write(json.dumps(row) + "\n")
+                record.flush()
+                os.fsync(record.fileno())  # else a loss of power could leave a row in the store alone
+        except OSError as error:  # a full disk is no reason to lose the training
+            print(f"tracking: {self.record} not written: {_first_line(error)}", file=sys.stderr)
 
     def _send(self) -> None:
         try:
@@ -194,7 +237,7 @@ class RunLog:
         except STORE_ERRORS as error:
             self._retry_at = time.time() + RETRY_SECONDS
             print(
-                f"tracking: not sent, will be tried again; kept in {self._record}: {_first_line(error)}",
+                f"tracking: not sent, will be tried again; kept in {self.record}: {_first_line(error)}",
                 file=sys.stderr,
             )
 
@@ -249,15 +292,19 @@ class RunLog:
             pip_requirements=requirements,
             validate_serving_input=False,  # it would load the model again; a test serves one
         )
-        self.metrics(0, scores, logged.model_id)
+        self.metrics(0, scores, model_id=logged.model_id)
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED with all that is unsent; raises when the store does not take it."""
+        if self.record.exists():
+            shutil.copy2(self.record, self.folder)
         self.upload()
         self._send()
         if self._unsent:
             raise RunError("metrics could not be sent")
         self._client.set_terminated(self.run_id, status)
+        if status == "FINISHED":
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def give_up(self, status: str) -> None:
         """End the run without what the store did not take."""
@@ -267,24 +314,43 @@ class RunLog:
 
 @contextmanager
 def tracked_run(
-    store: Store, name: str, params: Mapping[str, Any], tags: Mapping[str, str], output: Path
+    store: Store,
+    name: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    output: Path,
+    resume: str | bool = False,
 ) -> Iterator[RunLog]:
     """A run from start to end: FINISHED, FAILED with its traceback as an artifact, or KILLED by Ctrl-C or a signal.
 
+    Args:
+        store: where it is recorded.
+        name: of a new run.
+        params: of a new run; one that is continued has the same.
+        tags: of the run; among them `identity`.
+        output: folder for the local record of a new run.
+        resume: id of the run to continue, or whether to continue one of the same identity that was killed.
+
     Raises:
-        StoreError: the store does not take the run.
+        StoreError: the store does not take the run, or the run asked for cannot be continued.
         RunError: it took the start of the run but not the rest; the message says where the record is.
     """
     mlflow.set_tracking_uri(store.uri)
+    tags = {**tags, "process": process()}
     with _using(store.uri):
-        context = mlflow.tracking.context.registry.resolve_tags(dict(tags))
         client = mlflow.MlflowClient(store.uri)
-        run = client.create_run(store.experiment_id, tags=context, run_name=name)
-    log = RunLog(store, run.info.run_id, output)
+        run, lock = _resumable(store, tags["identity"], resume) if resume else (None, None)
+        if run is None:
+            context = _context({**tags, "output": str(output.absolute())})
+            run = client.create_run(store.experiment_id, tags=context, run_name=name)
+        else:
+            _reopen(client, run, tags)
+    log = RunLog(store, run.info.run_id, Path(run.data.tags["output"]))
     status = "FINISHED"
     try:
+        shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
         log.folder.mkdir(parents=True)
-        client.log_batch(run.info.run_id, params=[Param(key, _text(value)) for key, value in params.items()])
+        client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
         yield log
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         status = "KILLED"
@@ -298,6 +364,73 @@ def tracked_run(
         raise
     finally:
         _close(log, status, output)
+        if lock is not None:
+            lock.release()
+
+
+def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[Run | None, BaseFileLock | None]:
+    """The run wanted, else the newest of this identity that was killed; with a lock that keeps others off it."""
+    client = mlflow.MlflowClient(store.uri)
+    if isinstance(wanted, str):
+        run = client.get_run(wanted)
+        try:
+            return run, _claim(client, run, identity)
+        except RequestError as error:
+            raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
+    query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status = 'KILLED'"
+    for run in _search(store, query, newest_first=True):
+        with suppress(RequestError):
+            return run, _claim(client, run, identity)
+    return None, None
+
+
+def _claim(client: mlflow.MlflowClient, run: Run, identity: str) -> BaseFileLock:
+    if run.data.tags.get("identity") != identity:
+        raise RequestError("it was made by other code, versions, data, threads or device than these")
+    home = Path(run.data.tags["output"]) / f"run-{run.info.run_id[:8]}"
+    if not home.is_dir():
+        raise RequestError(f"its record {home} is not on this machine")
+    lock = FileLock(home / "lock", timeout=0)
+    with suppress(Timeout):
+        lock.acquire()
+    status = client.get_run(run.info.run_id).info.status  # once the lock is ours nobody else changes it
+    if lock.is_locked and status in ("KILLED", "FAILED"):
+        return lock
+    lock.release()
+    raise RequestError(f"it is {status}")
+
+
+def _reopen(client: mlflow.MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+    """Have a run look alive again, without the model that it may have logged before it died."""
+    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.update_run(run.info.run_id, status="RUNNING")
+    mine = f"source_run_id = '{run.info.run_id}'"
+    for model in client.search_logged_models([run.info.experiment_id], filter_string=mine):
+        client.delete_logged_model(model.model_id)
+
+
+def end_dead_runs(store: Store) -> None:
+    """Mark as KILLED what looks alive in the experiment although its process, on this host, is gone."""
+    client = mlflow.MlflowClient(store.uri)
+    with _using(store.uri):
+        for run in _search(store, "attributes.status = 'RUNNING' and tags.process != ''"):
+            if is_gone(run.data.tags["process"]):
+                client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _read_record(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of a local record by step; a last one that was not wholly written is taken off."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole), encoding="utf-8")
+    return {row["step"]: row for row in map(json.loads, whole)}
+
+
+def _context(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags with those that MLflow adds; the address of a repository without the password or token it may hold."""
+    found: dict[str, str] = mlflow.tracking.context.registry.resolve_tags(dict(tags))
+    return {key: re.sub(r"//[^/@]*@", "//", text) if key.endswith("epoURL") else text for key, text in found.items()}
 
 
 def _close(log: RunLog, status: str, output: Path) -> None:
@@ -317,43 +450,260 @@ def _close(log: RunLog, status: str, output: Path) -> None:
 
 def open_sweep(store: Store, sweep: str, command: str, jobs: int) -> None:
     """Start the sweep's own run."""
-    tags = {"kind": "sweep", "sweep": sweep, "command": command, "jobs": str(jobs)}
-    context = mlflow.tracking.context.registry.resolve_tags(tags)
+    tags = {"kind": "sweep", "sweep": sweep, "command": command, "jobs": str(jobs), "process": process()}
+    context = _context(tags)
     with _using(store.uri):
         mlflow.MlflowClient(store.uri).create_run(store.experiment_id, tags=context, run_name=f"sweep-{sweep}")
 
 
-def sweep_runs(store: Store, sweep: str, kind: str = "run") -> list[Run]:
-    """The runs of a sweep, oldest first; with kind="sweep" the sweep's own."""
-    query = f"tags.sweep = '{sweep}' and tags.kind = '{kind}'"
-    client = mlflow.MlflowClient(store.uri)
+def sweep_tags(sweep: str, number: int, color: str) -> dict[str, str]:
+    """Tags of the n-th run of a sweep.
+
+    `sweep` is the sweep that trained the run. A later one that uses its result adds a tag by its own name, which
+    therefore all have: MLflow's filters know no `or`.
+    """
+    return {"sweep": sweep, _membership(sweep): str(number), "mlflow.runColor": color}
+
+
+def _membership(sweep: str) -> str:
+    return f"sweep.{sweep}"
+
+
+def _in_sweep(sweep: str) -> str:
+    return f"tags.`{_membership(sweep)}` != '' and tags.kind = 'run'"
+
+
+def job_numbers(run: Run, sweep: str) -> list[int]:
+    """The jobs of the sweep whose result the run is: one, or several of the same identity."""
+    return [int(number) for number in run.data.tags[_membership(sweep)].split()]
+
+
+def join_sweep(store: Store, run: Run, sweep: str, number: int) -> None:
+    """Make a finished run the result of a sweep's n-th job."""
+    numbers = run.data.tags.get(_membership(sweep), "")
+    mlflow.MlflowClient(store.uri).set_tag(run.info.run_id, _membership(sweep), f"{numbers} {number}".strip())
+
+
+def finished_runs(store: Store, config_digest: str) -> list[Run]:
+    """Finished runs whose configs are the same wherever it matters, newest first."""
+    query = f"tags.`identity.config` = '{config_digest}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
+    with _using(store.uri):
+        return _search(store, query, newest_first=True)
+
+
+def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data: str) -> list[Run]:
+    """Of the latest 50 finished runs of a model and an optimizer, by their short names, those on the same data."""
+    parameters = {"model": model, "optimizer": optimizer, "trainer.batch_size": batch_size}
+    query = " and ".join(f"params.`{key}` = '{value}'" for key, value in parameters.items())
+    query += " and tags.kind = 'run' and attributes.status = 'FINISHED'"
+    newest = ["attributes.start_time DESC"]
+    found = mlflow.MlflowClient(store.uri).search_runs([store.experiment_id], query, max_results=50, order_by=newest)
+    return [run for run in found if run.data.tags.get("data.name") == data]
+
+
+def sweep_runs(store: Store, sweep: str) -> list[Run]:
+    """The runs of a sweep, those that it found finished included, oldest first."""
+    return _search(store, _in_sweep(sweep))
+
+
+def _own_run(store: Store, sweep: str) -> Run:
+    (own,) = _search(store, f"tags.sweep = '{sweep}' and tags.kind = 'sweep'")
+    return own
+
+
+def _search(store: Store, query: str, *, newest_first: bool = False) -> list[Run]:
+    client, order = mlflow.MlflowClient(store.uri), f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
     runs: list[Run] = []
     page: str | None = None
     while page != "":
-        found = client.search_runs(
-            [store.experiment_id], query, max_results=1000, order_by=["attributes.start_time ASC"], page_token=page
-        )
+        found = client.search_runs([store.experiment_id], query, max_results=1000, order_by=[order], page_token=page)
         runs, page = runs + list(found), found.token or ""
     return runs
 
 
-def close_sweep(store: Store, sweep: str, status: str, best: Run | None, files: Mapping[str, str], note: str) -> None:
-    """End the sweep's own run with its files, its note (Markdown) and the metrics of the best of its runs."""
-    client = mlflow.MlflowClient(store.uri)
-    (own,) = sweep_runs(store, sweep, "sweep")
-    client.set_terminated(own.info.run_id, status)  # first: whatever goes wrong below, it no longer looks alive
-    for name, text in files.items():
-        client.log_text(own.info.run_id, text, name)
-    client.set_tag(own.info.run_id, "mlflow.note.content", note)
+def end_left_runs(store: Store, sweep: str) -> None:
+    """Mark as KILLED what looks alive of a sweep although all of its jobs have ended, on whatever machine."""
+    for run in sweep_runs(store, sweep):
+        if run.info.status == "RUNNING":
+            mlflow.MlflowClient(store.uri).set_terminated(run.info.run_id, "KILLED")
+
+
+def stop_sweep(store: Store, sweep: str) -> None:
+    """Have the jobs of a sweep that have not begun yet not begin, in whatever process."""
+    mlflow.MlflowClient(store.uri).set_tag(_own_run(store, sweep).info.run_id, "stopped", "true")
+
+
+def sweep_stopped(store: Store, sweep: str) -> bool:
+    """Whether `stop_sweep` was called."""
+    return "stopped" in _own_run(store, sweep).data.tags
+
+
+def close_sweep(
+    store: Store,
+    sweep: str,
+    status: str,
+    best: Run | None,
+    counts: Mapping[str, int],
+    folder: Path,
+    note: str,
+) -> None:
+    """End the sweep's own run.
+
+    Args:
+        store: where it is.
+        sweep: its name.
+        status: FINISHED, FAILED or KILLED.
+        best: of its runs; its scores become the sweep's metrics.
+        counts: further metrics, such as how many jobs failed.
+        folder: of its artifacts.
+        note: Markdown that the UI shows as the run's description.
+    """
+    client, own = mlflow.MlflowClient(store.uri), _own_run(store, sweep).info.run_id
+    client.set_terminated(own, status)  # first: whatever goes wrong below, it no longer looks alive
+    scores: dict[str, float] = dict(counts)
     if best is not None:
-        now = int(time.time() * 1000)
-        scores = [Metric(name, best.data.metrics[name], now, 0) for name in ("final_val_accuracy", "test_accuracy")]
-        client.log_batch(own.info.run_id, metrics=scores)
-        client.set_tag(own.info.run_id, "best_run", best.info.run_id)
+        scores |= {name: best.data.metrics[name] for name in ("final_val_accuracy", "test_accuracy")}
+        client.set_tag(own, "best_run", best.info.run_id)
+    now = int(time.time() * 1000)
+    client.log_batch(own, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
+    client.set_tag(own, "mlflow.note.content", note)
+    client.log_artifacts(own, str(folder))
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list) else str(value)
+def find_run(uri: str | None, wanted: str) -> Run:
+    """The run, in any experiment of a store that exists, whose id begins so, or else the one that trained of that name.
+
+    Raises:
+        StoreError: the store cannot be used, holds no such run, or several.
+    """
+    uri = existing(uri)
+    found: list[Run] = []
+    with _using(uri):
+        client = mlflow.MlflowClient(uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        if re.fullmatch("[0-9a-f]{1,32}", wanted):
+            found = list(client.search_runs(experiments, f"attributes.run_id LIKE '{wanted}%'"))
+        quote_with = "'" if "'" not in wanted else '"'
+        if not found and quote_with not in wanted:
+            name = f"attributes.run_name = {quote_with}{wanted}{quote_with}"
+            found = list(client.search_runs(experiments, f"{name} and tags.kind = 'run'"))
+    if len(found) != 1:
+        named = "; ".join(f"{run.info.run_id} {run.info.run_name} {run.info.status}" for run in found[:10])
+        several = f"{len(found)} runs match {wanted!r}, name one by its id: {named}"
+        raise StoreError(several if found else f"there is no run {wanted!r} in {uri}")
+    return found[0]
+
+
+def check_finished(uri: str | None, run_id: str) -> None:
+    """Refuse to begin with the weights of a run that has none.
+
+    Raises:
+        StoreError: there is no such run, or it did not finish.
+    """
+    status = find_run(uri, run_id).info.status
+    if status != "FINISHED":
+        raise StoreError(f"init_from={run_id} must name a finished run, that one is {status}")
+
+
+def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str, bytes]:
+    """Those of the named artifacts that a run has.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    uri = _resolved(uri)
+    with _using(uri), tempfile.TemporaryDirectory() as scratch:
+        client = mlflow.MlflowClient(uri)
+        present = [entry.path for entry in client.list_artifacts(run_id) if entry.path in names]
+        return {name: Path(client.download_artifacts(run_id, name, scratch)).read_bytes() for name in present}
+
+
+def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:
+    """Copy an artifact of a run into a folder; returns where it is there.
+
+    Raises:
+        StoreError: the run has none of that name, or it cannot be read.
+    """
+    uri = _resolved(uri)
+    with _using(uri):
+        return Path(mlflow.MlflowClient(uri).download_artifacts(run_id, name, str(folder)))
+
+
+class TrackedRun(NamedTuple):
+    """What the store knows of a run but its curves and artifacts."""
+
+    run_id: str
+    name: str
+    status: str
+    deleted: bool
+    started: int  # ms since 1970
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def find_store(uri: str | None, experiment: str) -> Store:
+    """Open a store to read it; unlike `open_store` this makes neither a database nor an experiment.
+
+    Raises:
+        StoreError: there is no such store or experiment, or it cannot be read.
+    """
+    uri = existing(uri)
+    mlflow.set_tracking_uri(uri)
+    with _using(uri):
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is None or found.lifecycle_stage != "active":
+            names = ", ".join(sorted(e.name for e in mlflow.search_experiments()))
+            raise StoreError(f"{uri} has no experiment {experiment!r}; it has: {names or 'none'}")
+    return Store(uri, experiment, found.experiment_id)
+
+
+def tracked_runs(store: Store, query: str = "") -> list[TrackedRun]:
+    """The runs of the experiment that match MLflow's filter string, deleted ones too, newest first.
+
+    Raises:
+        StoreError: the store cannot be read, or the query is not in MLflow's language.
+    """
+    client = mlflow.MlflowClient(store.uri)
+    runs: list[TrackedRun] = []
+    page: str | None = None
+    collecting = gc.isenabled()
+    gc.disable()  # of the 5 s that 2,000 runs took it looked 3 s for garbage among SQLAlchemy's rows
+    try:
+        while page != "":
+            with _using(store.uri, query):
+                found = client.search_runs([store.experiment_id], query, ViewType.ALL, 500, page_token=page)
+            runs += [tracked(run) for run in found]
+            page = found.token or ""
+    finally:
+        if collecting:
+            gc.enable()
+    return runs
+
+
+def tracked(run: Run) -> TrackedRun:
+    """A run of MLflow's as we know it."""
+    info, data = run.info, run.data
+    facts = (info.run_id, info.run_name or "", info.status, info.lifecycle_stage == "deleted", info.start_time or 0)
+    tags = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
+    # A database keeps infinity as the largest float.
+    metrics = {
+        key: math.copysign(math.inf, x) if abs(x) >= sys.float_info.max else x for key, x in data.metrics.items()
+    }
+    return TrackedRun(*facts, data.params, metrics, tags)
+
+
+def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
+    """A metric of a run by epoch; the last value where an epoch has several."""
+    with _using(uri):
+        history = mlflow.MlflowClient(uri).get_metric_history(run_id, metric)
+    return {point.step: point.value for point in sorted(history, key=lambda point: (point.step, point.timestamp))}
+
+
+def artifact_names(uri: str, run_id: str) -> list[str]:
+    """What lies at the top of a run's artifacts."""
+    with _using(uri):
+        return [file.path for file in mlflow.MlflowClient(uri).list_artifacts(run_id)]
 
 
 def _first_line(error: BaseException) -> str:

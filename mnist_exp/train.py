@@ -1,29 +1,40 @@
 """`python -m mnist_exp.train`: translate arguments, call one function, print. README.md says what the options mean."""
 
-import gc
+import math
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp import RequestError, RunError, terminal
+from mnist_exp import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, search, terminal
 from mnist_exp.config import CONF_DIR, Config, check, explain
-from mnist_exp.sweep import EXIT_FAILED, EXIT_SENSELESS, abandon_sweep, is_auto, load, settle, sweep_tags
-
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+from mnist_exp.sweep import (
+    abandon_sweep,
+    attempt,
+    finished_before,
+    import_tensorflow,
+    is_auto,
+    job_failed,
+    job_tags,
+    load,
+    settle,
+    stopped,
+)
+from mnist_exp.trust import read_config
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-def job(composed: DictConfig) -> float:
-    """Train one run; return its validation accuracy, NaN where it failed and its siblings go on."""
+def job(composed: DictConfig) -> float | list[float]:
+    """Train one run; return the metrics that `sweep.objective` names, NaN where it failed and its siblings go on."""
     code = EXIT_FAILED
     try:
         return _train(check(composed))
@@ -36,36 +47,78 @@ def job(composed: DictConfig) -> float:
         text = str(error).strip().partition("\n")[0]
         terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return float("nan")
+        job_failed(composed.sweep, composed.tracking)
+        return math.nan
     sys.exit(code)
 
 
-def _train(config: Config) -> float:
+def _train(config: Config) -> float | list[float]:
     """Load the data, open the store, run. What fails early is tried first: TensorFlow takes seconds to import."""
+    settings, tags, retries = HydraConfig.get(), {}, 0
+    overrides = [text for text in settings.overrides.task if not text.startswith("sweep.")]
+    if config.resume is not None:
+        config, overrides = resumed(config, overrides)
     if is_auto(config) and (option := settle(config)) != "mnist":
         terminal.warn_no_mnist(option)
     dataset = load(config)
     from mnist_exp import tracking
 
     store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with terminal.quiet_stderr("importing TensorFlow"):
-        from mnist_exp.run import run_experiment
-    gc.freeze()  # what was imported stays: not looking through it again saves each run a third of a second
-    settings = HydraConfig.get()
+    if config.init_from is not None:
+        tracking.check_finished(config.tracking.uri, config.init_from)
+    if config.sweep.id is None:
+        tracking.end_dead_runs(store)
+    else:
+        if stopped(config, store):
+            return math.nan
+        if (known := finished_before(config, dataset, store, settings.job.num)) is not None:
+            return _objective(config, known)
+        tags, retries = job_tags(config.sweep.id, settings.job.num), config.sweep.retries
+    import_tensorflow()
+    from mnist_exp.run import run_experiment
+
     output = Path(settings.runtime.output_dir)
-    tags = sweep_tags(config.sweep.id, settings.job.num) if config.sweep.id else {}
-    overrides = [text for text in settings.overrides.task if not text.startswith("sweep.")]
-    return run_experiment(config, dataset, store, output, tags, overrides).metrics["final_val_accuracy"]
+    watched = _watched(config)
+    result = attempt(lambda: run_experiment(config, dataset, store, output, tags, overrides, **watched), retries)
+    return _objective(config, result.metrics)
 
 
-def _terminate(*_: object) -> NoReturn:
-    sys.exit(EXIT_TERMINATED)
+def _watched(config: Config) -> dict[str, Any]:
+    """Who else follows the run, as `run_experiment` takes it."""
+    return {} if config.sweep.trial.id is None else {"witness": search.pruning(config.sweep)}
+
+
+def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[float]:
+    values = [metrics[name] for name in config.sweep.objective]
+    return values if len(values) > 1 else values[0]
+
+
+def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """The config and the overrides of the run that `resume` names, as it logged them.
+
+    Raises:
+        RequestError: there is no such run, its config may not be called, or more was given than where the run is.
+    """
+    more = [text for text in overrides if not text.startswith(("resume=", "tracking.uri="))]
+    if more or given.sweep.id is not None:
+        raise RequestError(f"resume={given.resume} takes the run's own config; leave out {' '.join(more) or '-m'}")
+    from mnist_exp import tracking
+
+    run = tracking.find_run(given.tracking.uri, str(given.resume))
+    files = tracking.read_files(given.tracking.uri, run.info.run_id, ["config.yaml", "overrides.yaml"])
+    if len(files) < 2:
+        raise RequestError(f"resume={given.resume}: the run died before it logged its config; give its command again")
+    try:
+        config = read_config(files["config.yaml"])
+    except RequestError as error:
+        raise RequestError(f"resume={given.resume}: give the run's own command again instead: {error}") from error
+    config.resume, config.tracking.uri = given.resume, given.tracking.uri
+    return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 
 def main() -> None:
     """The command; exits with 0, 1 (a run failed), 2 (the request makes no sense), 130 (Ctrl-C) or 143 (SIGTERM)."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminal.terminate)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
     try:
         job()

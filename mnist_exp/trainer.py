@@ -1,6 +1,7 @@
 """The one training loop: compile, fit, predict. It knows nothing of Hydra, MLflow or the command line."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_exp import RequestError, RunError
+from mnist_exp import RequestError, RunError, checkpoint
 from mnist_exp.data import Dataset, Split
-from mnist_exp.resident import EVALUATION_BATCH, Orders, resident, stretches
+from mnist_exp.resident import EVALUATION_BATCH, Orders, resident, state, stretches
 
-OnEpoch = Callable[[int, dict[str, float]], None]
+OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
 TICK_SECONDS = 0.1
 # Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
@@ -41,6 +42,7 @@ class Fitted(NamedTuple):
     history: dict[str, list[float]]
     best_epoch: int  # from 1: the epoch whose weights the model has
     compile_seconds: float
+    seconds: float  # of all sittings, compiling included
 
 
 def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool) -> Execution:
@@ -84,11 +86,15 @@ def fit(
     batch_size: int,
     seed: int,
     execution: Execution,
-    on_epoch: OnEpoch = lambda epoch, metrics: None,
+    on_epoch: OnEpoch = lambda epoch, metrics, weights: False,
     within_epoch: WithinEpoch = lambda epochs, metrics: None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoints: Path | None = None,
 ) -> Fitted:
     """Train `model` in place and report each epoch.
+
+    What a checkpoint holds makes the rest of the training equal, to the last bit, to that of an uninterrupted one:
+    weights, optimizer, seeds of random layers, early stopping. Batches are a function of seed and epoch.
 
     Args:
         model: uint8 images in, logits out; built under the strategy's scope when there is one.
@@ -98,16 +104,22 @@ def fit(
         batch_size: images a step, over all replicas.
         seed: of the order of the images.
         execution: from `choose_execution`.
-        on_epoch: called with the epoch, from 1, and its metrics.
+        on_epoch: called with the epoch, from 1, its metrics and the digest of the weights after it;
+            first with the epochs that a checkpoint already has. True ends the training.
         within_epoch: called now and then with the epochs done, a fraction, and Keras' running `loss` and `accuracy`.
-        callbacks: any Keras callbacks. Their batch hooks fire once a stretch of steps in resident execution.
+        callbacks: any Keras callbacks. Their batch hooks fire once a stretch of steps in resident execution,
+            and checkpoints hold the state of no other than `early_stopping`'s.
+        checkpoints: folder to continue from, where it has a checkpoint, and to write one to after each epoch.
 
     Raises:
         Diverged: the training loss became NaN or infinite.
-        RequestError: mirrored execution of an optimizer that clips by norm.
+        RequestError: mirrored execution of an optimizer that clips by norm, or of what cannot be shared equally.
     """
     if execution.name == "mirrored" and (optimizer.clipnorm or optimizer.global_clipnorm):
         raise RequestError("optimizer.global_clipnorm needs one device: mirrored ones clip before they sum")
+    replicas, validation = model.distribute_strategy.num_replicas_in_sync, len(dataset.validation.labels)
+    if validation % replicas:  # Keras cannot evaluate a batch whose parts are of unequal size
+        raise RequestError(f"data.validation must be a multiple of the {replicas} devices, got {validation} images")
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -115,26 +127,39 @@ def fit(
         jit_compile=execution.xla and execution.name == "keras",
     )
     report = _Report(len(dataset.train.labels), on_epoch, within_epoch)
-    with _feed(model, dataset, batch_size, seed, execution) as (elements, per_epoch, validation, compile_seconds):
-        model.fit(
-            elements,
-            steps_per_epoch=per_epoch,
-            validation_data=validation,
-            epochs=epochs,
-            callbacks=[*callbacks, report],
+    stopping = [c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping) and c.restore_best_weights]
+    keep = _Checkpoints(checkpoints, report, stopping[0] if stopping else None)
+    done = keep.restore(model)
+    with _feed(model, dataset, batch_size, seed, execution, done) as feed:
+        feed.model.fit(
+            feed.elements,
+            steps_per_epoch=feed.per_epoch,
+            validation_data=feed.validation,
+            initial_epoch=done,
+            epochs=done if report.stopped else epochs,
+            callbacks=[*callbacks, report, keep],
             shuffle=False,
             verbose=0,
         )
-    stopping = [c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping) and c.restore_best_weights]
-    best = stopping[0].best_epoch + 1 if stopping else len(report.history["train_loss"])
-    return Fitted(report.history, best, compile_seconds)
+    best = stopping[0].best_epoch + 1 if stopping else len(report.rows)
+    history = {name: [metrics[name] for metrics, _ in report.rows] for name in report.rows[0][0]}
+    return Fitted(history, best, feed.compile_seconds, report.seconds())
+
+
+class _Feed(NamedTuple):
+    """What `fit` is called on and with."""
+
+    model: keras.Model  # in resident execution a twin of the caller's
+    elements: tf.data.Dataset
+    per_epoch: int  # elements an epoch
+    validation: tf.data.Dataset
+    compile_seconds: float
 
 
 @contextmanager
 def _feed(
-    model: keras.Model, dataset: Dataset, batch_size: int, seed: int, execution: Execution
-) -> Iterator[tuple[tf.data.Dataset, int, tf.data.Dataset, float]]:
-    """Yield what `fit` iterates over, how often an epoch, what it validates on, and the seconds spent on compiling."""
+    model: keras.Model, dataset: Dataset, batch_size: int, seed: int, execution: Execution, first_epoch: int
+) -> Iterator[_Feed]:
     images = len(dataset.train.labels)
 
     @lru_cache(maxsize=1)  # asked for by each stretch of an epoch
@@ -143,16 +168,19 @@ def _feed(
 
     if execution.name == "resident":
         cut = stretches(orders, images, batch_size, STRETCH_XLA if execution.xla else STRETCH_GRAPH)
-        with resident(model, dataset.train, dataset.validation, batch_size, cut, xla=execution.xla) as compile_seconds:
-            yield tf.data.Dataset.range(2**62), cut.per_epoch, tf.data.Dataset.range(1), compile_seconds
+        with resident(model, dataset.train, dataset.validation, batch_size, cut, xla=execution.xla) as (twin, seconds):
+            numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
+            yield _Feed(twin, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
-        validation = _batches(dataset.validation, EVALUATION_BATCH)
-        yield *_epochs(dataset.train, orders, batch_size, replicas), validation, 0.0
+        elements, per_epoch = _epochs(dataset.train, orders, batch_size, replicas, first_epoch)
+        yield _Feed(model, elements, per_epoch, _batches(dataset.validation, EVALUATION_BATCH), 0.0)
 
 
-def _epochs(split: Split, orders: Orders, batch_size: int, replicas: int) -> tuple[tf.data.Dataset, int]:
-    """All epochs one after the other, as batches in the same order as the resident execution sees them."""
+def _epochs(
+    split: Split, orders: Orders, batch_size: int, replicas: int, first_epoch: int
+) -> tuple[tf.data.Dataset, int]:
+    """All epochs from a first on, one after the other, as batches in the order that the resident execution sees."""
     # Replicas of unequal parts would weigh images unequally: the last batch loses what cannot be shared equally.
     images = len(split.labels) - len(split.labels) % batch_size % replicas
     pixels, labels = tf.constant(split.images), tf.constant(split.labels)
@@ -162,7 +190,7 @@ def _epochs(split: Split, orders: Orders, batch_size: int, replicas: int) -> tup
         order.set_shape((images,))
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
 
-    batches = tf.data.Dataset.range(2**31).flat_map(epoch_batches)
+    batches = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches)
     batches = batches.map(lambda chosen: (tf.gather(pixels, chosen), tf.gather(labels, chosen)))
     return batches.prefetch(2), -(-images // batch_size)
 
@@ -178,7 +206,19 @@ class _Report(keras.callbacks.Callback):
         super().__init__()
         self.images, self.on_epoch, self.within_epoch = images, on_epoch, within_epoch
         self.ticked = 0.0
-        self.history: dict[str, list[float]] = {}
+        self.rows: list[tuple[dict[str, float], str]] = []  # metrics and digest of the weights, an epoch each
+        self.stopped = False
+        self.before = 0.0  # seconds of earlier sittings
+        self.entered = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Of all sittings until now."""
+        return self.before + time.perf_counter() - self.entered
+
+    def add(self, metrics: dict[str, float], weights: str) -> None:
+        """Report the next epoch."""
+        self.rows.append((metrics, weights))
+        self.stopped = bool(self.on_epoch(len(self.rows), metrics, weights)) or self.stopped
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.epoch, self.began = epoch, time.perf_counter()
@@ -202,11 +242,58 @@ class _Report(keras.callbacks.Callback):
             "epoch_seconds": time.perf_counter() - self.began,
             "images_per_second": self.images / (self.trained - self.began),
         }
-        for name, value in metrics.items():
-            self.history.setdefault(name, []).append(value)
-        self.on_epoch(epoch + 1, metrics)
+        self.stopped = self.model.stop_training  # by a callback before this one
+        self.add(metrics, weights_digest(self.model))
+        self.model.stop_training = self.stopped
         if not math.isfinite(logs["loss"]):
             raise Diverged(f"train_loss is {logs['loss']} after epoch {epoch + 1}; a smaller learning rate may help")
+
+
+class _Checkpoints(keras.callbacks.Callback):
+    """Very last of the callbacks: keeps what the rest of the training depends on, and starts from what was kept."""
+
+    def __init__(self, folder: Path | None, report: _Report, stopping: keras.callbacks.EarlyStopping | None) -> None:
+        super().__init__()
+        self.folder, self.report, self.stopping = folder, report, stopping
+        self.found = checkpoint.load(folder) if folder is not None else None
+
+    def restore(self, model: keras.Model) -> int:
+        """Put a compiled model where the checkpoint was taken; returns the epochs done."""
+        if self.found is None:
+            return 0
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+            for variable, value in zip(state(model), self.found.arrays, strict=False):  # the rest is early stopping's
+                variable.assign(value)
+        self.report.before = self.found.state["seconds"]
+        for metrics, weights in self.found.state["rows"]:
+            self.report.add(metrics, weights)
+        self.report.stopped = self.found.state["stopped"]
+        return self.found.epoch
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if self.found is not None and self.stopping is not None:  # which has just forgotten all
+            vars(self.stopping).update(self.found.state["stopping"])
+            self.stopping.best_weights = self.found.arrays[len(state(self.model)) :] or None
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self.folder is None:
+            return
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in state(self.model)]
+        content = {"rows": self.report.rows, "stopped": self.report.stopped, "seconds": self.report.seconds()}
+        if self.stopping is not None:
+            names = ("wait", "best", "best_epoch", "stopped_epoch")
+            content["stopping"] = {name: getattr(self.stopping, name) for name in names}
+            arrays += self.stopping.best_weights or []
+        try:
+            checkpoint.save(self.folder, checkpoint.Checkpoint(epoch + 1, content, arrays))
+        except OSError as error:  # a full disk is no reason to end the training
+            print(f"checkpoint of epoch {epoch + 1} not written: {error}", file=sys.stderr)
+
+
+def weights_digest(model: keras.Model) -> str:
+    """SHA-256 (hex) of a model's weights, in the order in which Keras lists them."""
+    return checkpoint.digest(map(keras.ops.convert_to_numpy, model.weights))
 
 
 def early_stopping(monitor: str, patience: int) -> keras.callbacks.Callback:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from typing import NamedTuple
 
 import pytest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
+SHORT = "MNIST_EXP_SHORT" in os.environ  # .ci/run sets it: what is slow by repetition repeats less
+
 # Runs commands one after the other in one process, because importing TensorFlow for each would take minutes.
 DRIVER = """
-import contextlib, faulthandler, io, json, os, resource, signal, sys, threading, time
+import contextlib, faulthandler, importlib, io, json, os, resource, signal, sys, threading, time
 from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
-from mnist_exp import train
 
 def send_when(errors, text, number):
     while text not in errors.getvalue():
@@ -28,8 +31,9 @@ results, home = {}, os.getcwd()
 for name, case in json.load(sys.stdin).items():
     GlobalHydra.instance().clear()
     os.chdir(case["folder"])
+    command = importlib.import_module(f"mnist_exp.{case['module']}")
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves it there
-    sys.argv, out, err, code = ["train", *case["arguments"]], io.StringIO(), io.StringIO(), 0
+    sys.argv, out, err, code = [case["module"], *case["arguments"]], io.StringIO(), io.StringIO(), 0
     if case["signal"]:
         threading.Thread(target=send_when, args=(err, *case["signal"]), daemon=True).start()
     faulthandler.dump_traceback_later(90, exit=True)
@@ -39,7 +43,7 @@ for name, case in json.load(sys.stdin).items():
         if case["full"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
         try:
-            train.main()
+            command.main()
         except SystemExit as end:
             code = end.code
         except BaseException as error:
@@ -69,6 +73,7 @@ class Case(NamedTuple):
     folder: str
     signal: tuple[str, int] | None = None
     full: bool = False
+    module: str = "train"
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -94,8 +99,8 @@ def commands(folder: Path, cases: Mapping[str, Case]) -> dict[str, Said]:
     return {name: Said(*said) for name, said in json.loads((folder / "results.json").read_text()).items()}
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start the command in a process of its own."""
+def start(folder: Path, *arguments: str, group: bool = False) -> "subprocess.Popen[str]":
+    """Start the command in a process of its own; with `group` in a group of its own, as a terminal makes it."""
     return subprocess.Popen(
         [sys.executable, "-m", "mnist_exp.train", *arguments],
         cwd=folder,
@@ -103,6 +108,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=group,
     )
 
 

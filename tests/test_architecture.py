@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 
 import mnist_exp
+from mnist_exp.provenance import COMPUTING
 
 PACKAGE = Path(mnist_exp.__file__).parent
-TENSORFLOW = {"models", "schedules", "augment", "devices", "resident", "trainer", "run"}
+TENSORFLOW = {"models", "schedules", "augment", "devices", "resident", "trainer", "run", "preflight"}
 ALLOWED = {
     "tensorflow": TENSORFLOW,
     "keras": TENSORFLOW,
     "mlflow": {"tracking"},
-    "hydra": {"config", "run", "sweep", "train"},
-    "omegaconf": {"config", "run", "sweep", "train"},
-    "matplotlib": {"plots"},
+    "hydra": {"config", "launcher", "run", "search", "sweep", "train"},
+    "omegaconf": {"config", "launcher", "run", "search", "sweep", "train", "trust"},
+    "yaml": {"trust"},
+    "optuna": {"search"},
+    "matplotlib": {"plots", "charts"},
+    "scipy": {"stats"},
     "rich": {"terminal"},
     "psutil": {"provenance"},
 }
@@ -28,13 +32,42 @@ OWN = {
     "augment": {"data"},
     "devices": set(),
     "resident": {"data"},
-    "trainer": {"data", "resident"},
+    "checkpoint": set(),
+    "trainer": {"checkpoint", "data", "resident"},
     "metrics": set(),
     "plots": {"metrics"},
     "provenance": set(),
-    "tracking": set(),
+    "tracking": {"provenance"},
     "terminal": set(),
-    "sweep": {"config", "data", "terminal", "tracking"},
+    "search": {"config", "terminal"},
+    "launcher": {"provenance", "terminal", "tracking"},
+    "preflight": {"config", "data", "devices", "run", "tracking"},
+    "sweep": {
+        *("config", "data", "devices", "launcher", "plots", "preflight", "provenance", "run"),
+        *("search", "terminal", "tracking"),
+    },
+    "trust": {"config"},
+    "record": set(),
+    "agreement": {"record"},
+    "stats": set(),
+    "leaderboard": {"metrics", "stats", "tracking"},
+    "significance": {"leaderboard", "metrics", "stats"},
+    "predictions": {"tracking"},
+    "charts": {"metrics", "plots"},
+    "pictures": {
+        "charts",
+        "data",
+        "leaderboard",
+        "metrics",
+        "plots",
+        "predictions",
+        "report",
+        "stats",
+        "tracking",
+    },
+    "page": {"report"},
+    "inspection": {"config", "leaderboard", "predictions", "report", "stats", "tracking"},
+    "report": {"leaderboard", "metrics", "stats", "significance"},
 }
 MODULES = sorted(PACKAGE.glob("*.py"))
 
@@ -49,6 +82,26 @@ def imports(path, *, only_top=False):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def own(path):
+    """The package's own modules that a file imports."""
+    known = {p.stem for p in MODULES} - {"__init__"}
+    return {part for name in imports(path) if name.startswith("mnist_exp.") for part in name.split(".")[1:2]} & known
+
+
+def test_every_module_that_a_run_computes_with_is_part_of_its_identity():
+    reached, recording = {"run"}, {"plots", "provenance", "terminal", "tracking"}
+    for _ in MODULES:
+        reached |= {
+            part
+            for path in MODULES
+            if path.stem in reached - recording
+            for name in imports(path)
+            if name.startswith("mnist_exp.")
+            for part in name.split(".")[1:2]
+        } & {path.stem for path in MODULES} - {"__init__"}
+    assert {f"{name}.py" for name in reached - recording} <= COMPUTING
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_libraries_stay_where_they_belong(path):
     for package in {name.split(".")[0] for name in imports(path)} & ALLOWED.keys():
@@ -57,13 +110,23 @@ def test_libraries_stay_where_they_belong(path):
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.stem in OWN], ids=lambda path: path.stem)
 def test_modules_depend_in_one_direction(path):
-    known = {p.stem for p in MODULES} - {"__init__"}
-    own = {part for name in imports(path) if name.startswith("mnist_exp.") for part in name.split(".")[1:2]} & known
-    assert own <= OWN[path.stem], f"{path.name} may not import {sorted(own - OWN[path.stem])}"
+    assert own(path) <= OWN[path.stem], f"{path.name} may not import {sorted(own(path) - OWN[path.stem])}"
 
 
-@pytest.mark.parametrize("name", ["config", "data", "sweep", "terminal", "train"])
+@pytest.mark.parametrize(
+    "name",
+    ["config", "data", "launcher", "record", "reproduce", "search", "sweep", "terminal", "train", "trust", "agreement"],
+)
 def test_what_answers_before_tensorflow_imports_it_nowhere_at_its_top(name):
-    slow = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib"}
+    slow = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "optuna"}
     found = {top.split(".")[0] for top in imports(PACKAGE / f"{name}.py", only_top=True)}
     assert not found & slow
+
+
+def test_compare_reaches_nothing_that_imports_tensorflow():
+    reached, left = set(), {"compare"}
+    while left:
+        name = left.pop()
+        reached.add(name)
+        left |= own(PACKAGE / f"{name}.py") - reached
+    assert not reached & TENSORFLOW

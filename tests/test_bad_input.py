@@ -12,7 +12,7 @@ from mnist_exp.data import ARRAYS
 from tests.conftest import Case, commands, runs, start
 
 MODELS = "Available options in 'model': cnn, linear, mlp, residual"
-TRAINER = "batch_size, devices, early_stopping, epochs, execution, patience, precision"
+TRAINER = "batch_size, checkpoint, devices, early_stopping, epochs, execution, patience, precision"
 SHARE = "must be a number from 0 to below 1, got"
 VALIDATION = "data.validation must be a count of at least 1, a share between 0 and 1, or 'test', got"
 FILE = "data=file data.path"
@@ -136,6 +136,20 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "-m model=glob(zzz*)": ("the sweep has no runs: ", "model=glob(zzz*)"),
     "-m trainer.epochs=[": ("'trainer.epochs=[' is not of the form key=value",),
     "-m model=null": ("model=null", "must be a string or a list"),
+    # searches
+    "-m model.dropout=interval(0,0.5)": ("model.dropout=interval(0,0.5) needs a search: hydra/sweeper=random or",),
+    "-m seed=1 sweep.seeds=3": ("sweep.seeds is for a search; in a grid say 'seed=range(3)'",),
+    "-m hydra/sweeper=random model=mlp": ("a search needs at least one key with several values",),
+    "-m hydra/sweeper=random seed=1,2 hydra.sweeper.n_trials=0": ("hydra.sweeper.n_trials must be a whole number, at",),
+    "-m hydra/sweeper=random model=mlp,cnn +model.hidden=[3]": (
+        "model=cnn: model.hidden is not a key of mnist_exp.models.cnn",
+        "filters",
+    ),
+    "-m hydra/sweeper=optuna seed=1,2 hydra.sweeper.sampler=best": (
+        "must be one of tpe, cmaes, random, qmc, grid, got",
+    ),
+    "-m hydra/sweeper=random model.dropout=interval(0,1.5)": ("model.dropout=1.5: model.dropout must be a number",),
+    "sweep.objective=[test_accuracy]": ("sweep.objective must be a list of one or several of final_val_accuracy",),
 }
 SEVERAL = {
     "trainer.epochs=0 model.dropout=1.5 seed=-1": [
@@ -312,6 +326,18 @@ FAILING = {
         ("error: run 1e+30-s0 failed: Diverged: train_loss is nan after epoch 1",),
         {"0.1-s0": "FINISHED", "1e+30-s0": "FAILED", "0.2-s0": "FINISHED", "sweep": "FINISHED"},
     ),
+    "NaN in a sweep that is to stop": Failing(
+        f"-m {DIVERGING}=0.1,1e30,0.2,0.3 sweep.on_error=stop",
+        1,
+        ("error: run 1e+30-s0 failed: Diverged: train_loss is nan after epoch 1",),
+        {"0.1-s0": "FINISHED", "1e+30-s0": "FAILED", "sweep": "FINISHED"},
+    ),
+    "models that cannot be built": Failing(
+        "-m model=cnn model.filters=[8],[1,1,1,1,1] model.activation=relu,gelu trainer.batch_size=8,16",
+        2,
+        ("error: model.filters=[1,1,1,1,1] model.activation=relu trainer.batch_size=8: model.filters: 5 poo",),
+        {},
+    ),
     "a bug of the user's": Failing(
         f"name=x model._target_=mine.buggy +model.width=3 {BARE}",
         1,
@@ -357,17 +383,31 @@ def test_a_failed_run_keeps_its_traceback(failed, name):
     assert ("undefined" in kept.read_text()) == (name == "a bug of the user's")
 
 
+def test_models_that_cannot_be_built_are_told_together(failed):
+    (first,) = failed[0]["models that cannot be built"].err.splitlines()
+    assert first.endswith("5 poolings need images of 32 pixels or more (and 3 more)")
+
+
 def test_an_interrupted_sweep_prints_its_summary(failed):
     lines = failed[0]["Ctrl-C in a sweep"].out.splitlines()
-    assert any(line.startswith("sweep ") and line.endswith(": 1 finished, 1 not") for line in lines)
+    assert any(line.startswith("sweep ") and line.endswith(": 1 finished, 1 failed, 1 not run") for line in lines)
     assert [line.split("  ")[:2] for line in lines if "000-s0" in line] == [["100000-s0", "KILLED"]]
+
+
+def test_a_sweep_that_is_to_stop_starts_nothing_after_a_failure(failed):
+    lines = failed[0]["NaN in a sweep that is to stop"].out.splitlines()
+    assert any(line.startswith("sweep ") and line.endswith(": 1 finished, 1 failed, 2 not run") for line in lines)
+    assert [line.split("  ")[:2] for line in lines if "NOT RUN" in line] == [
+        ["0.2-s0", "NOT RUN"],
+        ["0.3-s0", "NOT RUN"],
+    ]
 
 
 def test_an_interrupted_run_keeps_the_metrics_it_had(failed):
     with sqlite3.connect(failed[1]["Ctrl-C"] / "mlflow.db") as database:
         ((epochs,),) = database.execute("SELECT count(*) FROM metrics WHERE key = 'val_accuracy'")
     database.close()
-    (record,) = failed[1]["Ctrl-C"].glob("outputs/*/*/metrics.jsonl")
+    (record,) = failed[1]["Ctrl-C"].glob("outputs/*/*/run-*/metrics.jsonl")
     assert epochs == len(record.read_text().splitlines()) >= 3
 
 

@@ -264,3 +264,49 @@ def test_a_figure_is_freed_with_its_last_reference():
     del figure
     gc.collect()
     assert gone() is None
+
+
+def test_sweep_has_a_row_a_configuration_best_mean_first():
+    scores = {"a": [0.90, 0.94], "b": [0.93], "c": [0.95, 0.97, 0.96]}
+    (axes,) = plots.sweep(scores).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "b", "a"]
+    dots = [sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [pytest.approx([95, 96, 97]), pytest.approx([93]), pytest.approx([90, 94])]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == pytest.approx([96, 92])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "ticks"),
+    [([0.97, 0.98], None), ([0.1, 0.9, 0.98], [10, 50, 80, 90, 95, 98]), ([1.0, 0.1], None), ([], None)],
+    ids=["alike", "far apart", "no error", "nothing"],
+)
+def test_sweep_spaces_accuracies_by_error_when_errors_differ_tenfold(accuracies, ticks):
+    figure = plots.sweep({str(value): [value] for value in accuracies})
+    assert len(png(figure)) > 1000
+    (axes,) = figure.axes
+    assert (axes.get_xscale() == "function") is (ticks is not None)
+    if ticks is not None:
+        assert list(axes.get_xticks()) == ticks
+        low, high = axes.get_xlim()
+        assert low < 10 < 98 < high
+
+
+def test_sweep_shows_the_best_of_very_many():
+    (axes,) = plots.sweep({f"{n} " + "x" * 100: [n / 1000] for n in range(900)}).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == 40
+    assert max(map(len, labels)) == 60
+    assert axes.get_title(loc="left") == "best 40 of 900 configurations"
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 1e-9, 0.5], [math.nan, math.inf], [0.1], []])
+def test_differences_show_every_value_and_zero(values):
+    names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    figure = plots.differences(dict.fromkeys(names, values), title="identical: a$b")
+    (axes,) = figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx(values, nan_ok=True)] * 4
+    assert [line.get_label() for line in axes.lines] == list(names)
+    low, high = axes.get_ylim()
+    assert low == 0
+    assert high > max([0, *filter(math.isfinite, values)])
+    png(figure)

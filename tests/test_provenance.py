@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_exp import provenance
+from mnist_exp import RequestError, provenance
 from mnist_exp.provenance import UNKNOWN, Code, code_state
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -137,6 +138,60 @@ def test_ignored_files_and_untracked_ones_elsewhere_stay_out(checkout):
 
 
 @needs_git
+def test_a_run_s_code_is_restored_into_a_new_folder(checkout, tmp_path):
+    package = checkout / "package"
+    (package / "model.py").write_text("layers = 3\n")
+    (package / "old.py").unlink()
+    (package / "new.py").write_text("untracked\r\n")
+    state = code_state(package)
+    then = contents(checkout)
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "second")
+    (package / "model.py").write_text("layers = 4\n")
+    now = contents(checkout)
+    assert state.commit is not None
+    provenance.restore(package, state.commit, state.diff.encode(), tmp_path / "then")
+    assert contents(tmp_path / "then") == then
+    assert contents(checkout) == now
+    assert git(tmp_path / "then", "rev-parse", "HEAD").strip() == state.commit
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("commit", "diff", "said"),
+    [
+        ("unknown", "", "the run's commit is unknown: its code was not in a repository"),
+        ("--upload-pack=touch evil", "", "cannot be restored"),
+        ("HEAD", "", "cannot be restored"),
+        ("0" * 40, "", "cannot be restored from"),
+        (None, "x\n# cut: the whole diff has 2000000 bytes, git apply will refuse this part\n", "not whole"),
+        (None, "# not recorded: timed out\n", "not whole"),
+        (None, "no diff", "No valid patches"),
+        (None, "--- a/../evil\n+++ b/../evil\n@@ -0,0 +1 @@\n+x\n", "../evil"),
+        (None, "--- /dev/null\n+++ b/.git/hooks/post-checkout\n@@ -0,0 +1 @@\n+x\n", ".git/hooks"),
+    ],
+)
+def test_code_that_cannot_be_restored_says_why(checkout, tmp_path, commit, diff, said):
+    commit = git(checkout, "rev-parse", "HEAD").strip() if commit is None else commit
+    with pytest.raises(RequestError) as refused:
+        provenance.restore(checkout / "package", commit, diff.encode(), tmp_path / "then")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.rglob("evil"))
+    assert not list(tmp_path.rglob("post-checkout"))
+
+
+@needs_git
+def test_nothing_is_restored_over_other_files(checkout, tmp_path):
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    for target in (checkout, checkout / "note.txt"):
+        with pytest.raises(RequestError, match="--checkout needs a new or an empty folder"):
+            provenance.restore(checkout / "package", commit, b"", target)
+    with pytest.raises(RequestError, match="cannot be restored"):
+        provenance.restore(tmp_path, commit, b"", tmp_path / "then")
+
+
+@needs_git
 @pytest.mark.parametrize("add", [False, True], ids=["untracked", "staged"])
 def test_a_repository_without_commits_is_all_diff(empty, tmp_path, add):
     if add:
@@ -242,7 +297,7 @@ def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
         for name, text in files.items():
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(text)
-        return provenance.source_digest(tmp_path / folder)
+        return provenance.source_digest(provenance.source_files(tmp_path / folder, {}))
 
     digest = write("one", {"a.py": "1", "sub/b.py": "2"})
     assert re.fullmatch("[0-9a-f]{64}", digest)
@@ -256,6 +311,21 @@ def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
     ]
     digests = {write(f"other{i}", files) for i, files in enumerate(others)}
     assert len(digests | {digest}) == 5
+
+
+def test_facts_change_with_what_computes_and_not_with_what_shows(tmp_path, monkeypatch):
+    def facts(**files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return provenance.facts(tmp_path, {"mine": tmp_path / "mine.py"}, "abc", 2, "cpu")
+
+    first = facts(models="1", plots="1", mine="1")
+    assert facts(plots="2") == first
+    assert facts(models="2")["source"] != first["source"]
+    assert facts(models="1") == first
+    assert facts(mine="2")["source"] != first["source"]
+    monkeypatch.setattr(provenance, "PACKAGES", ("matplotlib", "numpy"))
+    assert facts()["versions"].keys() == {"python", "numpy"}
 
 
 def test_versions_and_requirements_name_what_is_installed(monkeypatch):
@@ -298,3 +368,15 @@ def test_environment_is_json_and_holds_no_secrets(monkeypatch):
     assert found["variables"]["XLA_FLAGS"] == "--xla_test"
     assert "PYTHONHASHSEED" not in found["variables"]
     assert "hush" not in json.dumps(found)
+
+
+def test_a_process_is_known_to_run_and_to_be_gone(monkeypatch):
+    own = provenance.process()
+    assert not provenance.is_gone(own)
+    *host, pid, started = own.split(" ")
+    assert provenance.is_gone(" ".join([*host, pid, "12.34"]))  # its number was given to another
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    assert provenance.is_gone(" ".join([*host, str(ended.pid), started]))
+    monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+    assert not provenance.is_gone(" ".join([*host, str(ended.pid), started]))

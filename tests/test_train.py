@@ -1,7 +1,10 @@
 """The main job end to end: a sweep in a process of its own, then everything it left behind."""
 
 import csv
+import io
 import json
+import signal
+import zipfile
 
 import mlflow
 import numpy as np
@@ -17,6 +20,7 @@ ARTIFACTS = {
     "confusion_matrix.png",
     "curves.png",
     "environment.json",
+    "metrics.jsonl",
     "mistakes.png",
     "model_summary.txt",
     "overrides.yaml",
@@ -54,13 +58,19 @@ class Left:
         assert said.code == 0, said.err
         self.client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
         (experiment,) = (e for e in self.client.search_experiments() if e.name == "mnist_exp")
-        runs = self.client.search_runs([experiment.experiment_id])
-        self.runs = {run.info.run_name: run for run in runs if run.data.tags["kind"] == "run"}
-        self.sweeps = [run for run in runs if run.data.tags["kind"] == "sweep"]
+        self.found = self.client.search_runs([experiment.experiment_id])
+        self.runs = {run.info.run_name: run for run in self.of_kind("run")}
+        self.sweeps = self.of_kind("sweep")
         self.models = self.client.search_logged_models([experiment.experiment_id])
+
+    def of_kind(self, kind):
+        return [run for run in self.found if run.data.tags["kind"] == kind]
 
     def artifacts(self, run):
         return self.folder / "mlruns" / run.info.experiment_id / run.info.run_id / "artifacts"
+
+    def table(self, sweep):
+        return list(csv.DictReader((self.artifacts(sweep) / "sweep.csv").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +84,32 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def afterwards(sweep, tmp_path_factory, with_store):
-    """The last run of the sweep again from its config.yaml, then a user's own model, in one process of their own."""
+    """Runs of the sweep again, from config.yaml, its name and a capsule, then a user's own model, in one process."""
     again, own = with_store(tmp_path_factory.mktemp("again")), with_store(tmp_path_factory.mktemp("own"))
     (own / "conf" / "model").mkdir(parents=True)
     (own / "mine.py").write_text(MINE)
     (own / "conf" / "model" / "tiny.yaml").write_text("_target_: mine.tiny\nwidth: 5\n")
     config = ["--config-dir", str(sweep.artifacts(sweep.runs["mlp-s1"])), "--config-name", "config"]
     tiny = ["--config-dir", "conf", "experiment=smoke", "model=tiny", "model.width=7"]
-    said = commands(again, {"again": Case(config, str(again)), "own": Case(tiny, str(own))})
-    return Left(again, said["again"]), Left(own, said["own"])
+    wider = ["-m", "experiment=smoke", "model=linear", "seed=2,1,0,2"]  # another order, name and preset's value
+    dying = with_store(tmp_path_factory.mktemp("dying"))
+    long = ["experiment=smoke", "model=linear", "trainer.epochs=60", "trainer.checkpoint=true"]
+    folders = {"again": again, "own": own, "only": sweep.folder, "wider": sweep.folder, "killed": dying}
+    folders |= {"continued": dying, "reproduce": sweep.folder, "capsule": sweep.folder, "from_capsule": again}
+    arguments = {"again": config, "own": tiny, "only": [*wider, "sweep.preflight=only"], "wider": wider}
+    arguments |= {"killed": long, "continued": long, "reproduce": ["mlp-s1", "--strict"]}
+    arguments["capsule"] = ["capsule", sweep.runs["mlp-s1"].info.run_id[:8], str(again / "run.zip")]
+    arguments["from_capsule"] = ["run.zip", "--strict", "--epochs", "1"]
+    folders["warm"] = sweep.folder
+    still = ["optimizer=sgd", "optimizer.learning_rate=1e-12", "trainer.epochs=1"]
+    arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id}"]
+    cases = {name: Case(arguments[name], str(folder)) for name, folder in folders.items()}
+    cases["killed"] = cases["killed"]._replace(signal=("epoch 3/", signal.SIGINT))
+    for name in ("reproduce", "capsule", "from_capsule"):
+        cases[name] = cases[name]._replace(module="reproduce")
+    said = commands(again, cases)
+    assert said["killed"].code == 130, said["killed"].err
+    return {name: Left(folders[name], said[name]) for name in cases if name != "killed"}
 
 
 def test_all_runs_finished_under_their_names(sweep):
@@ -147,22 +174,117 @@ def test_the_sweep_has_a_run_of_its_own(sweep):
     assert own.info.status == "FINISHED"
     assert own.data.metrics["final_val_accuracy"] == best.data.metrics["final_val_accuracy"]
     assert sweep.client.get_run(own.data.tags["best_run"]).data.metrics == best.data.metrics
-    rows = list(csv.DictReader((sweep.artifacts(own) / "sweep.csv").read_text().splitlines()))
+    rows = sweep.table(own)
     assert {row["run_id"] for row in rows} == {run.info.run_id for run in sweep.runs.values()}
     assert best.info.run_id in own.data.tags["mlflow.note.content"]
 
 
 def test_a_logged_config_trains_the_same_bits_alone(sweep, afterwards):
-    last, again = sweep.runs["mlp-s1"], afterwards[0].runs["mlp-s1"]
+    last, again = sweep.runs["mlp-s1"], afterwards["again"].runs["mlp-s1"]
     timed = {"epoch_seconds", "images_per_second", "fit_seconds", "compile_seconds"}
     same = {name for name in last.data.metrics if name not in timed and not name.startswith("seconds_to")}
     assert {name: again.data.metrics[name] for name in same} == {name: last.data.metrics[name] for name in same}
     assert again.data.tags["identity"] == last.data.tags["identity"]
+    digests = [
+        [json.loads(line).get("weights") for line in (left.artifacts(run) / "metrics.jsonl").read_text().splitlines()]
+        for left, run in ((sweep, last), (afterwards["again"], again))
+    ]
+    assert digests[0] == digests[1]
+    assert [len(digest or "") for digest in digests[0]] == [64, 64, 0]  # two epochs, then what belongs to none
+
+
+def test_an_interrupted_command_given_again_continues_its_run(afterwards):
+    (run,) = afterwards["continued"].runs.values()
+    assert run.info.status == "FINISHED"
+    for metric in EACH_EPOCH | {"test_accuracy"}:
+        steps = [m.step for m in afterwards["continued"].client.get_metric_history(run.info.run_id, metric)]
+        assert steps == ([0] if metric == "test_accuracy" else list(range(1, 61)))
+    assert f"continues run {run.info.run_id}, which was interrupted after " in afterwards["continued"].said.err
+    assert len(list(afterwards["continued"].folder.glob("outputs/*/*/run-*"))) == 1
+    assert len(afterwards["continued"].models) == 1
+
+
+def test_a_run_of_a_sweep_is_reproduced_from_its_name(sweep, afterwards):
+    left = afterwards["reproduce"]
+    said = left.said
+    original = sweep.runs["mlp-s1"]
+    assert said.code == 0
+    assert said.out.startswith(f"run {original.info.run_id}: nothing that was recorded differs here\n")
+    assert said.out.endswith("identical: 2 epochs and the final scores compared\n")
+    (run,) = left.of_kind("reproduction")
+    tags = {key: run.data.tags[key] for key in ("reproduces", "verdict", "epochs_compared", "identity")}
+    expected = {"reproduces": original.info.run_id, "verdict": "identical", "epochs_compared": "2"}
+    assert tags == {**expected, "identity": original.data.tags["identity"]}
+    assert run.info.run_name == "reproduction of mlp-s1"
+    report = json.loads((left.artifacts(run) / "reproduction.json").read_text())
+    assert [epoch["weights_identical"] for epoch in report["epochs"]] == [True, True, None]
+    assert (report["first_difference"], report["factors"], report["unrecorded"]) == (None, [], [])
+    assert (left.artifacts(run) / "reproduction.png").stat().st_size > 5000
+    now = sweep.client.get_run(original.info.run_id)
+    assert now.to_dictionary() == original.to_dictionary()
+
+
+def test_a_capsule_is_reproduced_where_there_is_no_store(sweep, afterwards):
+    assert afterwards["capsule"].said.out.endswith("4 weights (those after epoch 2)\n")
+    said = afterwards["from_capsule"].said
+    assert (said.code, said.out.splitlines()[-1]) == (0, "identical: 1 epoch compared")
+    (run,) = afterwards["from_capsule"].of_kind("reproduction")
+    assert run.data.tags["reproduces"] == sweep.runs["mlp-s1"].info.run_id
+    history = afterwards["again"].client.get_metric_history(run.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1]
+    with zipfile.ZipFile(afterwards["again"].folder / "run.zip") as capsule:
+        assert np.load(io.BytesIO(capsule.read("weights.npz")))["0"].shape == (784, 128)
+
+
+def test_a_run_begins_with_the_weights_of_another(sweep, afterwards):
+    run, source = afterwards["warm"].runs["warm-s0"], sweep.runs["mlp-s0"]
+    assert run.data.metrics["test_loss"] == pytest.approx(source.data.metrics["test_loss"], rel=1e-6)
+    assert run.data.tags["init_from"] == run.data.params["init_from"] == source.info.run_id
+    assert run.data.tags["identity"] != source.data.tags["identity"]
 
 
 def test_an_own_folder_adds_options(afterwards):
-    (run,) = afterwards[1].runs.values()
+    (run,) = afterwards["own"].runs.values()
     assert run.data.metrics["parameters"] == (784 * 7 + 7) + (7 * 10 + 10)
+
+
+def test_a_wider_sweep_trains_only_what_is_new(sweep, afterwards):
+    wider = afterwards["wider"]
+    (own,) = (run for run in wider.sweeps if run.info.run_id != sweep.sweeps[0].info.run_id)
+    assert {name: own.data.metrics[name] for name in ("finished", "skipped", "failed", "not_run")} == {
+        "finished": 1,
+        "skipped": 3,
+        "failed": 0,
+        "not_run": 0,
+    }
+    rows = {row["swept"] + row["job"]: row for row in wider.table(own)}
+    new = wider.runs["linear-adam-smoke-s2"].info.run_id
+    assert {key: (row["status"], row["run_id"]) for key, row in rows.items()} == {
+        "seed=20": ("FINISHED", new),
+        "seed=11": ("SKIPPED", sweep.runs["linear-s1"].info.run_id),
+        "seed=02": ("SKIPPED", sweep.runs["linear-s0"].info.run_id),
+        "seed=23": ("SKIPPED", new),
+    }
+    assert (wider.artifacts(own) / "sweep.png").stat().st_size > 5000
+    assert sum("  skipped: finished before  run " in line for line in wider.said.out.splitlines()) == 3
+    assert own.data.metrics["final_val_accuracy"] == max(float(row["val_accuracy"]) for row in rows.values())
+
+
+def test_preflight_says_what_is_missing_and_begins_nothing(afterwards):
+    said, wider = afterwards["only"].said, afterwards["wider"]
+    assert (said.code, said.out) == (0, "")
+    assert said.err.startswith("preflight: 4 runs, 2 of them finished before; models of 7,850 parameters; about ")
+    assert said.err.endswith(" s one after the other; 1 MB on disk\n")
+    assert len(wider.sweeps) == 2
+
+
+def test_a_run_that_a_later_sweep_uses_stays_in_its_own(sweep, afterwards):
+    (first,) = sweep.sweeps
+    for name, run in sweep.runs.items():
+        now = sweep.client.get_run(run.info.run_id)
+        assert now.data.tags["sweep"] == first.data.tags["sweep"]
+        assert (now.data.metrics, now.info.end_time) == (run.data.metrics, run.info.end_time)
+        assert len([tag for tag in now.data.tags if tag.startswith("sweep.")]) == (2 if "linear" in name else 1)
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, when it imports its pyfunc

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import RequestError, data, devices, models, schedules, trainer
+from mnist_exp import RequestError, data, devices, models, resident, schedules, trainer
 from mnist_exp.trainer import Execution
 
 RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
@@ -117,6 +117,131 @@ def test_same_seed_same_bits_also_after_another_run_in_between():
     assert first[1] != other[1]
 
 
+def twins():
+    return resident._twin.cache_info()
+
+
+@pytest.mark.parametrize("name", ["adam", pytest.param("sgd_ema", marks=pytest.mark.slow)])
+def test_an_equal_model_finds_its_programs_compiled_and_gets_the_same_bits(name):
+    make = OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.002))
+    resident._twin.cache_clear()
+    alone = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
+    resident._twin.cache_clear()
+    train(RESIDENT, lambda: mlp(dropout=0.1), OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.001)), seed=2)
+    second = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
+    assert (twins().misses, twins().hits) == (1, 1)
+    assert second[1] == alone[1]
+    assert all(np.array_equal(a, b) for a, b in zip(alone[2], second[2], strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_other_settings_of_an_optimizer_get_programs_of_their_own(name):
+    model = mlp()
+    optimizer = OPTIMIZERS[name]()
+    model.compile(optimizer, loss="mse")
+    own = resident._description(model)
+    optimizer.weight_decay = 0.3
+    assert own is not None
+    assert resident._description(model) != own
+
+
+class Own(keras.layers.Layer):
+    """Knows a factor that its config does not tell."""
+
+    factor = 2.0
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+
+def relu(x):
+    return keras.ops.maximum(x, -1.0)
+
+
+@pytest.mark.parametrize("layer", [lambda: Own(), lambda: keras.layers.Activation(relu)], ids=["layer", "function"])
+def test_parts_of_a_users_own_are_compiled_anew(layer):
+    def build():
+        images, pixels = models._pixels((28, 28, 1))
+        return models._classifier(images, layer()(keras.layers.Flatten()(pixels)), 10)
+
+    before = twins()
+    first, second = (train(RESIDENT, build, OPTIMIZERS["sgd"], epochs=1) for _ in range(2))
+    assert twins() == before
+    assert first[1] == second[1]
+
+
+def test_an_interrupted_model_has_the_state_it_came_to():
+    model = mlp()
+
+    def interrupt(epoch, metrics, weights):
+        seen.append(weights)
+        raise KeyboardInterrupt
+
+    seen = []
+    optimizer = keras.optimizers.Adam()
+    settings = {"epochs": 3, "batch_size": 64, "seed": 0, "execution": RESIDENT, "on_epoch": interrupt}
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(model, optimizer, small(), **settings)
+    assert seen == [trainer.weights_digest(model)]
+    assert int(optimizer.iterations) == 16
+
+
+def interrupted(folder, execution, build, make_optimizer, make_callbacks, after):
+    """Train for five epochs, in one sitting without a folder, else in one that ends `after` an epoch and another."""
+    seen = []
+
+    def watch(epoch, metrics, weights):
+        seen.append((epoch, metrics["train_loss"], metrics["val_loss"], metrics["learning_rate"], weights))
+        if epoch == after:
+            raise KeyboardInterrupt
+
+    def sit():
+        seen.clear()
+        devices.fresh_session(4, "float32")
+        model = build()
+        settings = {"epochs": 5, "batch_size": 64, "seed": 4, "execution": execution, "on_epoch": watch}
+        fitted = trainer.fit(
+            model, make_optimizer(), small(400), callbacks=make_callbacks(), checkpoints=folder, **settings
+        )
+        return fitted.best_epoch, list(seen), trainer.weights_digest(model)
+
+    if after is None:
+        return sit()
+    with pytest.raises(KeyboardInterrupt):
+        sit()
+    after = None
+    return sit()
+
+
+def stop_at_once():
+    return [trainer.early_stopping("val_loss", 1)]
+
+
+@pytest.mark.parametrize(
+    ("execution", "build", "make_optimizer", "make_callbacks"),
+    [
+        pytest.param(
+            RESIDENT,
+            lambda: mlp(dropout=0.2, batch_norm=True),
+            lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
+            lambda: [trainer.early_stopping("val_loss", 9)],
+            id="resident",
+        ),
+        pytest.param(
+            RESIDENT, mlp, lambda: keras.optimizers.SGD(2.0), stop_at_once, id="stopped", marks=pytest.mark.slow
+        ),
+        pytest.param(KERAS, lambda: mlp(dropout=0.2), OPTIMIZERS["sgd"], list, id="keras", marks=pytest.mark.slow),
+    ],
+)
+def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path, execution, build, make_optimizer, make_callbacks
+):
+    whole = interrupted(None, execution, build, make_optimizer, make_callbacks, None)
+    for after in (1, 3) if execution == RESIDENT else (2,):
+        again = interrupted(tmp_path / str(after), execution, build, make_optimizer, make_callbacks, after)
+        assert again == whole
+
+
 def test_stretches_do_not_change_the_bits(monkeypatch):
     whole = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
     monkeypatch.setattr(trainer, "STRETCH_XLA", 5)
@@ -173,7 +298,7 @@ def test_divergence_is_an_error_after_its_epoch_was_reported():
             batch_size=64,
             seed=0,
             execution=RESIDENT,
-            on_epoch=lambda epoch, metrics: seen.append((epoch, metrics["train_loss"])),
+            on_epoch=lambda epoch, metrics, weights: seen.append((epoch, metrics["train_loss"])),
         )
     assert [epoch for epoch, _ in seen] == [1]
 

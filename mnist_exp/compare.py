@@ -1,0 +1,131 @@
+"""`python -m mnist_exp.compare`: what was tracked, compared over seeds. README.md says how to read it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from mnist_exp import (
+    EXIT_INTERRUPTED,
+    EXIT_SENSELESS,
+    RequestError,
+    inspection,
+    leaderboard,
+    page,
+    predictions,
+    report,
+    terminal,
+    tracking,
+)
+from mnist_exp.leaderboard import Choice, Row
+from mnist_exp.tracking import Store
+
+EXPERIMENT = "mnist_exp"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see python -m mnist_exp.compare --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 0, 2 when the request makes no sense, 130 after Ctrl-C."""
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        print(_inspect(options) if options.command else _compare(options), end="", flush=True)
+    except BrokenPipeError:  # whoever reads has read enough; Python would complain again when it closes the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except RequestError as error:
+        terminal.complain(str(error))
+        return EXIT_SENSELESS
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m mnist_exp.compare",
+        description="Compares tracked runs over their seeds. Nothing chosen means the newest sweep. "
+        "`show RUN` shows one run, `diff RUN RUN` the differences of two, named by their names or how their ids begin.",
+    )
+    parser.add_argument("command", nargs="*", metavar="show RUN | diff RUN RUN")
+    parser.add_argument(
+        "--uri", help="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
+    )
+    parser.add_argument("--experiment", help=f"all of its runs; default: the newest sweep of {EXPERIMENT}")
+    parser.add_argument("--sweep", metavar="ID", help="runs of this sweep")
+    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="runs with this tag")
+    parser.add_argument("--filter", help="runs that MLflow's filter string fits, such as \"params.seed = '1'\"")
+    parser.add_argument("--run", action="append", default=[], metavar="RUN", help="this run")
+    parser.add_argument("--metric", default="final_val_accuracy", help="what ranks and is tested; default: %(default)s")
+    parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
+    parser.add_argument("--top", type=int, default=10, help="rows of a table that are shown and tested; default: 10")
+    parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report that opens in any browser")
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error(f"--top must be a whole number, at least 1, got {options.top}")
+    unlike = [text for text in options.tag if "=" not in text]
+    if unlike:
+        parser.error(f"--tag must be of the form KEY=VALUE, got {unlike[0]!r}")
+    if options.command and (options.command[0], len(options.command)) not in (("show", 2), ("diff", 3)):
+        parser.error(f"the command must be `show RUN`, `diff RUN RUN` or none, got {' '.join(options.command)!r}")
+    if options.command and options.format not in ("text", "markdown"):
+        parser.error(f"--format of {options.command[0]} must be text or markdown, got {options.format}")
+    return options
+
+
+def _inspect(options: argparse.Namespace) -> str:
+    uri = tracking.existing(options.uri)
+    named = [tracking.tracked(tracking.find_run(uri, wanted)) for wanted in options.command[1:]]
+    document = list(inspection.show(uri, *named) if len(named) == 1 else inspection.diff(uri, *named))
+    return report.as_text(document) if options.format == "text" else report.as_markdown(document)
+
+
+def _compare(options: argparse.Namespace) -> str:
+    store = tracking.find_store(options.uri, options.experiment or EXPERIMENT)
+    everything = options.experiment is not None or options.filter is not None
+    choice = Choice(options.sweep, dict(text.split("=", 1) for text in options.tag), options.run, everything)
+    matching = None
+    if options.filter is not None:
+        matching = {run.run_id for run in tracking.tracked_runs(store, options.filter)}
+    board = leaderboard.board(tracking.tracked_runs(store), choice, options.metric, matching)
+
+    def right(row: Row) -> np.ndarray | None:
+        found = predictions.load(store.uri, next(iter(row.runs.values())).run_id)
+        return None if found is None else found.right
+
+    compared = report.examine(board, options.by, options.top, right)
+    if options.html is not None:
+        _write_html(store, options, board, compared)
+    if options.format == "csv":
+        return report.as_csv(compared, board.metric)
+    if options.format == "json":
+        return report.as_json(board, compared)
+    document = list(report.blocks(board, compared, options.top))
+    return report.as_text(document) if options.format == "text" else report.as_markdown(document)
+
+
+def _write_html(
+    store: Store, options: argparse.Namespace, board: leaderboard.Board, compared: Sequence[report.Compared]
+) -> None:
+    from mnist_exp import pictures  # matplotlib: not for an answer in the terminal
+
+    drawn = [part._replace(pictures=list(pictures.of_table(store.uri, part.table, board.metric))) for part in compared]
+    text = page.as_html(list(report.blocks(board, drawn, options.top)), f"{store.experiment}: {board.chosen}")
+    try:
+        options.html.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"--html {options.html} cannot be written: {error.strerror}") from error
+    print(f"{options.html}: {len(text.encode()) // 1024} KiB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""`python -m mnist_exp.reproduce RUN`: train a run again from its record and say whether the result is the same.
+
+Exit codes: 0 identical, or (without --strict) equal within tolerance; 1 different, or the run failed; 2 it could not be
+tried; 130 Ctrl-C and 143 SIGTERM.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mnist_exp import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_SENSELESS,
+    RequestError,
+    RunError,
+    agreement,
+    provenance,
+    terminal,
+)
+from mnist_exp.checkpoint import digest
+from mnist_exp.config import PACKAGE, Config, own_sources, params
+from mnist_exp.data import Dataset
+from mnist_exp.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
+from mnist_exp.sweep import load
+from mnist_exp.trust import read_config
+
+SHOWN_LINES = 200  # of a difference in code
+MOST_THREADS = 512  # beyond any machine whose record should be believed
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; {self.prog} --help says what there is")
+
+
+def _arguments(given: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser("python -m mnist_exp.reproduce", description=__doc__.partition("\n\n")[0].partition(": ")[2])
+    parser.epilog = "To pack a run into one file: python -m mnist_exp.reproduce capsule RUN out.zip"
+    parser.add_argument("run", help="run id, the beginning of one, run name, a downloaded config.yaml, or a capsule")
+    parser.add_argument("--tracking-uri", help="where runs are; default: MLFLOW_TRACKING_URI, else ./mlflow.db")
+    parser.add_argument("--epochs", type=int, metavar="N", help="check the first N epochs only")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 unless the result is identical")
+    parser.add_argument("--dry-run", action="store_true", help="say what differs between then and now, train nothing")
+    parser.add_argument("--checkout", type=Path, metavar="DIR", help="restore the run's code into DIR, train nothing")
+    parser.add_argument("--trust", action="store_true", help="let the config call what is not this package's or Keras'")
+    return parser.parse_args(given)
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """Find the run, and restore its code, or say what differs, or train it again; returns the exit code.
+
+    Raises:
+        RequestError: it cannot be tried.
+        RunError: the training failed.
+    """
+    then = _find(arguments.run, arguments.tracking_uri)
+    if arguments.checkout is not None:
+        provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), arguments.checkout)
+        print(f"restored commit {_commit(then)} with the run's uncommitted changes in {arguments.checkout}")
+        return 0
+    config = read_config(then.files["config.yaml"], trusted=arguments.trust)
+    until = None if arguments.dry_run else _epochs(then, arguments.epochs)
+    _as_then(config, then)
+    if until is None:
+        _dry_run(config, then)
+        return 0
+    dataset = _load(config)
+    factors, _ = agreement.compare_factors(then, _here(config, dataset.fingerprint))
+    print(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
+    print("".join(f"{line}\n" for line in agreement.factor_lines(factors)), end="", flush=True)
+    report = _train(config, dataset, then, until, arguments.tracking_uri)
+    print("\n".join(report.lines()), flush=True)
+    accepted = {agreement.IDENTICAL} if arguments.strict else {agreement.IDENTICAL, agreement.EQUAL}
+    return 0 if report.verdict in accepted else EXIT_FAILED
+
+
+def _find(run: str, uri: str | None) -> Record:
+    path = Path(run)
+    if path.suffix in (".yaml", ".yml"):
+        return from_folder(path)
+    return from_capsule(path) if path.suffix == ".zip" else _from_store(run, uri)
+
+
+def _from_store(run: str, uri: str | None) -> Record:
+    from mnist_exp import tracking  # a second, not for a mistyped option
+
+    found = tracking.find_run(uri, run)
+    files = tracking.read_files(uri, found.info.run_id, [name for name in FILES if name != "weights.npz"])
+    if "config.yaml" not in files:
+        raise RecordError(f"run {found.info.run_id} has no config.yaml: it trained nothing, or was not recorded here")
+    tags = {key: value for key, value in found.data.tags.items() if not key.startswith("mlflow.")}
+    return Record(f"run {found.info.run_id}", found.info.run_id, found.info.run_name, files, tags)
+
+
+def _commit(record: Record) -> str:
+    code = record.environment().get("code")
+    return record.tags.get("code.commit") or str(code.get("commit") if isinstance(code, dict) else "unknown")
+
+
+def _epochs(then: Record, wanted: int | None) -> int:
+    """How many epochs to compare."""
+    rows = then.rows()
+    recorded = max(rows, default=0)
+    if recorded == 0:
+        raise RecordError(
+            f"{then.source}: nothing to compare with: it has no epoch in its metrics.jsonl; "
+            "download that beside config.yaml, or name the run by its id"
+        )
+    losses = {"train_loss", "val_loss"}
+    lacking = next((epoch for epoch in range(1, recorded + 1) if not losses <= rows.get(epoch, {}).keys()), None)
+    if lacking is not None:
+        raise RecordError(f"{then.source}: metrics.jsonl lacks the losses of epoch {lacking}")
+    if wanted is not None and not 1 <= wanted <= recorded:
+        raise RequestError(f"--epochs must be between 1 and the {recorded} that the run recorded, got {wanted}")
+    return wanted or recorded
+
+
+def _as_then(config: Config, then: Record) -> None:
+    """Compute with the threads and the kind of device that the run computed with."""
+    known = agreement.known(then)
+    threads = known["threads"] or ""
+    # Bits depend on the threads that TensorFlow is given, not on the cores they run on.
+    if config.trainer.threads is None and threads.isdecimal() and 1 <= int(threads[:5]) <= MOST_THREADS:
+        config.trainer.threads = int(threads)
+    if known["device"] == "cpu" and config.trainer.devices == "auto":
+        config.trainer.devices = "cpu"
+    config.trainer.profile = config.trainer.checkpoint = False
+    config.name = f"reproduction of {config.name}"
+
+
+def _load(config: Config) -> Dataset:
+    """The config's data; where its path is gone, wherever such data are on this machine: the fingerprint will tell."""
+    path = config.data.get("path")
+    if path is not None and not Path(path).expanduser().exists():
+        named = Path(os.environ.get("MNIST_EXP_DATA") or ".")
+        if config.data["_target_"] == "mnist_exp.data.mnist":
+            config.data["path"] = None
+        elif (beside := named / Path(path).name).exists():
+            config.data["path"] = str(beside)
+    return load(config)
+
+
+def _dry_run(config: Config, then: Record) -> None:
+    """Print what differs between then and now, as far as it is known before TensorFlow is asked."""
+    try:
+        fingerprint = _load(config).fingerprint
+    except RequestError as error:
+        print(f"the data cannot be compared: {error}")
+        fingerprint = None
+    factors, unrecorded = agreement.compare_factors(then, _here(config, fingerprint))
+    print(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
+    print("".join(f"{line}\n" for line in agreement.factor_lines(factors, unrecorded)), end="")
+    if any(factor.name.startswith(agreement.SOURCE) for factor in factors):
+        print("".join(_code_changes(then)), end="")
+
+
+def _here(config: Config, fingerprint: str | None) -> Record:
+    """What would be recorded of a run here and now, without TensorFlow's part."""
+    environment = provenance.environment() | {
+        "source": provenance.source_files(PACKAGE, own_sources(config)),
+        "facts": {"data": fingerprint, "threads": config.trainer.threads or provenance.cores()},
+        "config": params(config),
+    }
+    files = {"config.yaml": b"", "environment.json": json.dumps(environment).encode()}
+    return Record("here", None, None, files, {})
+
+
+def _code_changes(then: Record) -> Iterator[str]:
+    """The package's code from then to now, as a diff; of a code that cannot be restored, why."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), Path(scratch, "then"))
+        except RequestError as error:
+            yield f"  its code cannot be shown: {error}\n"
+            return
+        old = next(Path(scratch, "then").rglob(f"{PACKAGE.name}/__init__.py")).parent
+        names = {path.relative_to(folder) for folder in (old, PACKAGE) for path in folder.rglob("*.py")}
+        lines = [line for name in sorted(names) for line in _diff(old / name, PACKAGE / name, str(name))]
+    yield from lines[:SHOWN_LINES]
+    if len(lines) > SHOWN_LINES:
+        yield f"... and {len(lines) - SHOWN_LINES} lines more; --checkout restores the run's code\n"
+
+
+def _diff(old: Path, new: Path, name: str) -> Iterator[str]:
+    texts = (path.read_text("utf-8", "replace") if path.exists() else "" for path in (old, new))
+    then, now = (text.splitlines(keepends=True) for text in texts)
+    return difflib.unified_diff(then, now, f"then/{name}", f"now/{name}")
+
+
+def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str | None) -> agreement.Report:
+    from mnist_exp import tracking
+
+    if config.init_from is not None:
+        tracking.find_run(uri, config.init_from)  # it is needed, and missing in the store of whoever has a capsule
+    store = tracking.open_store(uri, config.tracking.experiment)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with terminal.quiet_stderr("importing TensorFlow"):
+        from mnist_exp.run import run_experiment
+    output = Path("outputs", time.strftime("%Y-%m-%d"), f"{time.strftime('%H-%M-%S')}-{time.time_ns() % 10**9:09}")
+    output.mkdir(parents=True)
+    tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
+    reports: list[agreement.Report] = []
+    try:
+        run_experiment(config, dataset, store, output, tags, [], _witness(then, until, store.uri, reports))
+    except RunError:
+        if not reports:  # else it failed as the original did, and was compared
+            raise
+    return reports[0]
+
+
+def _witness(
+    then: Record, until: int, uri: str, reports: list[agreement.Report]
+) -> Callable[[Any], AbstractContextManager[Any]]:
+    """Compares a run with its original while it is made; the report goes to its artifacts and to `reports`."""
+    rows = then.rows()
+
+    @contextmanager
+    def witness(log: Any) -> Iterator[Callable[[int, dict[str, float], str], bool]]:
+        same = True
+
+        def watch(epoch: int, values: dict[str, float], weights: str) -> bool:
+            nonlocal same
+            compared = agreement.compare(epoch, rows.get(epoch, {}), {**values, "weights": weights})
+            if same and not compared.identical:
+                print(f"no longer the same from {compared}", file=sys.stderr, flush=True)
+                same = False
+            return epoch >= until
+
+        try:
+            yield watch
+        except RunError:
+            if 0 not in rows:  # nor did the original end well
+                reports.append(_conclude(then, until, uri, log))
+            raise
+        reports.append(_conclude(then, until, uri, log))
+
+    return witness
+
+
+def _conclude(then: Record, until: int, uri: str, log: Any) -> agreement.Report:
+    """Judge, and record the verdict with the run."""
+    from mnist_exp import plots
+
+    found = _from_store(log.run_id, uri)
+    files = {**found.files, "metrics.jsonl": log.record.read_bytes()}  # sent when the run is closed
+    report = agreement.judge(then, found._replace(files=files), until)
+    told = {"reproduces": then.run_id or then.source, **report.to_json()}
+    (log.folder / "reproduction.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    title = f"{report.verdict}: {log.run_id[:8]} of {(then.run_id or then.source)[:8]}"
+    plots.differences(report.distances(), title=title).savefig(log.folder / "reproduction.png")
+    log.tags({"verdict": report.verdict})
+    return report
+
+
+def _capsule(given: Sequence[str]) -> int:
+    """Pack a run into one file."""
+    parser = _Parser("python -m mnist_exp.reproduce capsule", description="Pack a run into one zip.")
+    parser.add_argument("run", help="run id, the beginning of one, or run name")
+    parser.add_argument("out", type=Path, help="the zip to write")
+    parser.add_argument("--tracking-uri", help="where runs are; default: MLFLOW_TRACKING_URI, else ./mlflow.db")
+    arguments = parser.parse_args(given)
+    if arguments.out.suffix != ".zip":
+        raise RequestError(f"a capsule's name must end in .zip, got {arguments.out}")
+    record = _from_store(arguments.run, arguments.tracking_uri)
+    from mnist_exp import tracking
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with terminal.quiet_stderr("importing TensorFlow"):
+        from mnist_exp.models import saved_weights
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = tracking.download(arguments.tracking_uri, str(record.run_id), "saved_model", Path(scratch))
+        weights = saved_weights(folder)
+    write_capsule(record, weights, arguments.out)
+    epochs = [step for step, row in record.rows().items() if row.get("weights") == digest(weights)]
+    said = f"those after epoch {epochs[0]}" if epochs else "those of no epoch: averaged at the end"
+    print(f"{arguments.out}: {record.source}, {len(weights)} weights ({said})")
+    return 0
+
+
+def main() -> None:
+    """The command."""
+    signal.signal(signal.SIGTERM, terminal.terminate)
+    given, code = sys.argv[1:], EXIT_SENSELESS
+    try:
+        code = _capsule(given[1:]) if given[:1] == ["capsule"] else reproduce(_arguments(given))
+    except RequestError as error:
+        terminal.complain(str(error))
+    except (RunError, OSError) as error:
+        terminal.complain(f"the reproduction failed: {error}")
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        terminal.complain("interrupted; a reproduction that was under way is recorded as KILLED")
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Is one really better than the other? Tests of all pairs, corrected together, and their outcome in words."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mnist_exp import leaderboard, stats
+from mnist_exp.leaderboard import Row, Table
+from mnist_exp.metrics import higher_is_better
+
+# Which test images a single run got right, bool (n,); None when its predictions cannot be had.
+Right = Callable[[Row], np.ndarray | None]
+Sample = dict[int, float]
+
+
+class Verdict(NamedTuple):
+    """The outcome for a pair, the better one first. `p_holm` counts all pairs; NaN is what could not be computed."""
+
+    first: str
+    second: str
+    test: str
+    n: int
+    difference: float  # first - second, in the metric's own unit
+    low: float
+    high: float
+    effect: float
+    p: float
+    p_holm: float
+    permutation: float | None
+    bootstrap: tuple[float, float] | None
+    words: str
+
+
+class _Tested(NamedTuple):
+    test: str
+    n: int
+    difference: float
+    low: float = math.nan
+    high: float = math.nan
+    effect: float = math.nan
+    p: float = math.nan
+    spread: float = math.nan
+    note: str = ""
+
+
+def of_rows(rows: Sequence[Row], metric: str, right: Right) -> list[Verdict]:
+    """Test each pair of rows: over their seeds, or two single runs on their predictions."""
+    answers = {row.label: right(row) for row in rows if len(row.runs) == 1}
+    pairs = []
+    for a, b in itertools.combinations(rows, 2):
+        x, y = a.scores(metric), b.scores(metric)
+        single = a.label in answers and b.label in answers
+        tested = _single_tested(x, y, answers[a.label], answers[b.label]) if single else _tested(x, y)
+        pairs.append((a.label, b.label, tested, x, y))
+    return _judged(pairs, metric)
+
+
+def along(table: Table, axis: str, metric: str) -> list[Verdict]:
+    """Test each pair of a setting's values, over the other settings that both were tried with."""
+    cells = leaderboard.along(table, axis, metric)
+    every = {value: [score for seeds in found.values() for score in seeds.values()] for value, found in cells.items()}
+    best_first = sorted(cells, key=lambda value: -_sign(metric) * sum(every[value]) / len(every[value]))
+    pairs = []
+    for a, b in itertools.combinations(best_first, 2):
+        x, y, count = leaderboard.common(cells[a], cells[b])
+        note = f"mean over {count} settings of the rest" if count > 1 else ""
+        if _mean(x) * _sign(metric) < _mean(y) * _sign(metric):
+            a, b, x, y = b, a, y, x
+        tested = _tested(x, y)._replace(note=note) if count else _Tested("none", 0, math.nan, note="nothing in common")
+        pairs.append((a, b, tested, x, y))
+    return _judged(pairs, metric)
+
+
+def points(metric: str, value: float) -> str:
+    """A difference as text: accuracies in percentage points, the rest as it is."""
+    if "accuracy" in metric:
+        return f"{100 * value:{'.2f' if abs(value) >= 5e-4 else '.1g'}} points"
+    return f"{value:.3g}"
+
+
+def _tested(x: Sample, y: Sample) -> _Tested:
+    if min(len(x), len(y)) < 2:
+        return _Tested("none", min(len(x), len(y)), _mean(x) - _mean(y), note="a test needs two seeds on each side")
+    found = stats.difference(x, y)
+    test = "paired t" if found.paired else "Welch t"
+    return _Tested(test, found.n, found.value, found.low, found.high, found.effect, found.p, found.spread)
+
+
+def _single_tested(x: Sample, y: Sample, x_right: np.ndarray | None, y_right: np.ndarray | None) -> _Tested:
+    value = _mean(x) - _mean(y)
+    if x_right is None or y_right is None or x_right.shape != y_right.shape:
+        return _Tested("none", 1, value, note="one seed each, and no predictions to test them on")
+    only_x, only_y, p = stats.mcnemar(x_right, y_right)
+    note = f"of {len(x_right):,} test images only the first got {only_x} right, only the second {only_y}"
+    return _Tested("McNemar", 1, value, p=p, note=note)
+
+
+def _judged(pairs: Sequence[tuple[str, str, _Tested, Sample, Sample]], metric: str) -> list[Verdict]:
+    tests = [tested.p for _, _, tested, _, _ in pairs if not math.isnan(tested.p)]
+    adjusted = iter(stats.holm(tests))
+    found = []
+    for first, second, tested, x, y in pairs:
+        p_holm = math.nan if math.isnan(tested.p) else next(adjusted)
+        paired = tested.test == "paired t"
+        words = _words(first, tested, p_holm, len(tests), metric)
+        verdict = Verdict(
+            first,
+            second,
+            tested.test,
+            tested.n,
+            tested.difference,
+            tested.low,
+            tested.high,
+            tested.effect,
+            tested.p,
+            p_holm,
+            stats.permutation(x, y) if paired else None,
+            stats.bootstrap(x, y) if paired else None,
+            words,
+        )
+        found.append(verdict)
+    return found
+
+
+def _words(first: str, tested: _Tested, p_holm: float, tests: int, metric: str) -> str:
+    note = f"; {tested.note}" if tested.note else ""
+    if math.isnan(p_holm):
+        return f"not tested: {tested.note}"
+    corrected = f", {_p(p_holm)} for {tests} pairs" if tests > 1 else ""
+    if tested.test == "McNemar":
+        shown = "these two runs differ" if p_holm < stats.ALPHA else "no difference shown between these two runs"
+        return f"{shown} on the test images ({_p(tested.p)}{corrected}; one seed each says nothing of others){note}"
+    evidence = f"{_p(tested.p)}{corrected}, n={tested.n}"
+    if p_holm < stats.ALPHA:
+        low, high = sorted((abs(tested.low), abs(tested.high)))
+        between = f"95 % interval {points(metric, low).removesuffix(' points')} to {points(metric, high)}"
+        better = "higher" if higher_is_better(metric) else "lower"
+        return f"{first} is {better} by {points(metric, abs(tested.difference))} ({between}; {evidence}){note}"
+    # Before the other pairs are known the strictest share of the level is what a pair can count on.
+    alpha = stats.ALPHA / tests
+    seeds = stats.seeds_to_show(tested.difference, tested.spread, tested.test == "paired t", alpha)
+    many = f"about {seeds:,} seeds" if seeds is not None else f"not even {stats.MAX_SEEDS:,} seeds"
+    settles = tested.difference and tested.spread > 1e-12  # gaps without any spread tell nothing of how they vary
+    settle = f"; {many} would show {points(metric, abs(tested.difference))}" if settles else ""
+    return f"no difference shown ({evidence}{settle}){note}"
+
+
+def _p(p: float) -> str:
+    return "p<0.0001" if p < 0.0001 else f"p={p:.2g}"
+
+
+def _mean(sample: Sample) -> float:
+    return sum(sample.values()) / len(sample) if sample else math.nan
+
+
+def _sign(metric: str) -> int:
+    return 1 if higher_is_better(metric) else -1

@@ -1,0 +1,45 @@
+"""What a checkpoint holds, and what is left of one that was not finished."""
+
+import numpy as np
+
+from mnist_exp import checkpoint
+from mnist_exp.checkpoint import Checkpoint
+
+
+def written(folder, *epochs):
+    for epoch in epochs:
+        checkpoint.save(folder, Checkpoint(epoch, {"loss": 0.1 * epoch}, [np.full(3, epoch, np.float32)]))
+    return sorted(folder.iterdir())
+
+
+def test_comes_back_to_the_last_bit(tmp_path):
+    arrays = [np.arange(6, dtype=np.float32).reshape(2, 3) / 7, np.uint32([2**32 - 1]), np.float32(0.1), np.int64(7)]
+    state = {"rows": [[{"loss": 0.1 + 0.2, "val_loss": float("inf")}, "ab"]], "best": None, "stopped": False}
+    checkpoint.save(tmp_path / "new" / "folder", Checkpoint(12, state, arrays))
+    found = checkpoint.load(tmp_path / "new" / "folder")
+    assert (found.epoch, found.state) == (12, state)
+    for ours, theirs in zip(arrays, found.arrays, strict=True):
+        assert (np.asarray(ours).dtype, np.asarray(ours).shape) == (theirs.dtype, theirs.shape)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_two_are_kept_and_the_newest_is_loaded(tmp_path):
+    assert [path.name[:7] for path in written(tmp_path, 8, 9, 10, 11)] == ["000010-", "000011-"]
+    assert checkpoint.load(tmp_path).epoch == 11
+
+
+def test_a_damaged_one_is_passed_over(tmp_path):
+    *_, newest = written(tmp_path, 1, 2)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert checkpoint.load(tmp_path).epoch == 1
+    newest.write_bytes(b"")
+    assert checkpoint.load(tmp_path).epoch == 1
+
+
+def test_an_unfinished_one_is_none(tmp_path):
+    assert checkpoint.load(tmp_path / "missing") is None
+    (path,) = written(tmp_path, 1)
+    path.rename(tmp_path / "unfinished")
+    assert checkpoint.load(tmp_path) is None

@@ -1,0 +1,172 @@
+"""Jobs side by side: their share of the machine, and what a process that ends before its time leaves behind."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from omegaconf import OmegaConf
+
+from mnist_exp import RequestError, launcher
+from tests.conftest import SHORT, environment, runs, start
+
+# A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
+DEADLY = """
+import multiprocessing, os, signal
+from pathlib import Path
+import keras
+
+
+def model(image_shape, num_classes, *, width):
+    if multiprocessing.parent_process() is not None:
+        with Path(f"pids-{width}").open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+        if width == 3 or (width == 2 and len(Path("pids-2").read_text().split()) == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+    images = keras.Input(image_shape, dtype="uint8")
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Dense(num_classes)(keras.layers.Dense(width, "relu")(features)))
+"""
+BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.batch_norm")
+TWO = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2")
+
+
+def node(target, **keys):
+    return OmegaConf.create({"_target_": target, **keys})
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        (node("hydra._internal.core_plugins.basic_launcher.BasicLauncher"), None),
+        (node("hydra_plugins.mnist_exp.Processes", n_jobs=2), 4),
+        (node("hydra_plugins.mnist_exp.Processes", n_jobs=3), 2),
+        (node("hydra_plugins.mnist_exp.Processes", n_jobs=20), 1),
+        (node("hydra_plugins.mnist_exp.Processes", n_jobs=-1), 1),
+        (node("x.JoblibLauncher", n_jobs=4), 2),
+        (node("x.RayLauncher", ray={"remote": {"num_cpus": 3}}), 3),
+        (node("x.RayLauncher", ray={"remote": {}}), 1),
+        (node("x.SlurmLauncher", cpus_per_task=6), 6),
+        (node("x.LocalLauncher", cpus_per_task=None), 1),
+    ],
+)
+def test_jobs_side_by_side_share_the_cores(given, threads):
+    assert launcher.threads_of_a_job(given, cores=8) == threads
+
+
+@pytest.mark.parametrize("n_jobs", [0, -2, 1.5, True, "two", None])
+def test_a_number_of_processes_that_makes_no_sense_is_refused(n_jobs):
+    with pytest.raises(RequestError, match=r"hydra\.launcher\.n_jobs must be a whole number above 0, or -1"):
+        launcher.workers(n_jobs, cores=8)
+
+
+@pytest.mark.parametrize(("visible", "named"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("GPU-a1", ["GPU-a1"])])
+def test_gpus_are_those_the_process_may_use(monkeypatch, visible, named):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launcher.gpus() == named
+
+
+def digests(folder):
+    """What each run's weights were after each epoch, by the run's name."""
+    found = {}
+    for record in folder.glob("mlruns/*/*/artifacts/metrics.jsonl"):
+        config = OmegaConf.load(record.parent / "config.yaml")
+        found[config.model.width] = [json.loads(line).get("weights") for line in record.read_text().splitlines()]
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_own_job_and_the_others_give_the_bits_of_a_serial_sweep(tmp_path):
+    given = ["experiment=smoke", "model._target_=mine.model", "name=w", "+model.width=1,2,3,4", *BARE]
+    side_by_side, serial = tmp_path / "two", tmp_path / "one"
+    for folder in (side_by_side, serial):
+        folder.mkdir()
+        (folder / "mine.py").write_text(DEADLY)
+    with start(side_by_side, *TWO, *given, group=True) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert err.count("failed: its process was killed, trying again") == 2
+    assert err.count("failed: its process was killed\n") == 1
+    pids = {width: (side_by_side / f"pids-{width}").read_text().split() for width in (1, 2, 3, 4)}
+    assert {width: len(ids) for width, ids in pids.items()} == {1: 1, 2: 2, 3: 2, 4: 1}
+    with start(serial, "-m", "trainer.threads=1", *given, group=True) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = digests(side_by_side)
+    assert {1, 2, 4} <= found.keys()
+    assert {width: found[width] for width in (1, 2, 4)} == {w: d for w, d in digests(serial).items() if w != 3}
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_the_same_moment_in_a_fresh_folder(tmp_path):
+    both = [
+        start(tmp_path, "-m", "experiment=smoke", f"name={name}", "seed=0,1", *TWO[1:], group=True)
+        for name in ("x", "y")
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert runs(tmp_path) == {f"{name}-s{seed}": "FINISHED" for name in ("x", "y") for seed in (0, 1)} | {
+        "sweep": "FINISHED"
+    }
+
+
+ROWS = 200 if SHORT else 2000
+WRITES = f"""
+import sys
+from pathlib import Path
+from mnist_exp import tracking
+
+store = tracking.open_store(None, "mnist_exp")
+number = sys.argv[1]
+tags = {{"identity": number, "kind": "run"}}
+with tracking.tracked_run(store, "w" + number, {{}}, tags, Path("out" + number)) as log:
+    for step in range({ROWS}):
+        log.metrics(step, {{"value": step + int(number) / 10}})
+"""
+
+
+@pytest.mark.slow
+def test_no_row_of_eight_processes_that_write_to_one_store_is_lost_or_doubled(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITES, str(i)], cwd=tmp_path, env=environment(tmp_path))
+        for i in range(8)
+    ]
+    assert [writer.wait(timeout=900) for writer in writers] == [0] * 8
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        rows = list(database.execute("SELECT name, step, value FROM metrics JOIN runs USING (run_uuid)"))
+    database.close()
+    assert sorted(rows) == [(f"w{i}", step, step + i / 10) for i in range(8) for step in range(ROWS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, False, -9)]
+)
+def test_workers_end_with_their_parent_and_close_their_runs(tmp_path, with_store, number, group, code):
+    given = ("experiment=smoke", "trainer.epochs=100000", "name=x", "seed=0,1,2")
+    process = start(with_store(tmp_path), *TWO, *given, group=True)
+    waiting = {"x-s0  epoch 3/", "x-s1  epoch 3/"}
+    while waiting:
+        assert process.poll() is None
+        line = process.stderr.readline()
+        waiting -= {begun for begun in waiting if begun in line}
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    began = time.perf_counter()
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    # Python 3.11 may wake a thread of a pool whose pipe is just being closed, when all is done and said.
+    assert "Traceback" not in err.partition("Exception ignored in: <module 'threading'")[0]
+    _, alive = psutil.wait_procs(workers, timeout=40)
+    assert not alive
+    assert time.perf_counter() - began < 40
+    statuses = runs(tmp_path)
+    assert statuses.pop("sweep") == ("RUNNING" if code == -9 else "KILLED")  # nobody is left to close it
+    assert statuses == {"x-s0": "KILLED", "x-s1": "KILLED"}

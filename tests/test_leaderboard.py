@@ -1,0 +1,238 @@
+"""Which runs count, which make a row, what is ranked together."""
+
+import math
+
+import pytest
+
+from mnist_exp import RequestError, leaderboard
+from mnist_exp.leaderboard import Choice
+from mnist_exp.tracking import TrackedRun
+
+TAGS = {"kind": "run", "sweep": "s1", "data.name": "mnist", "data.fingerprint": "f1", "selection": "validation"}
+METRIC = "final_val_accuracy"
+ALL = Choice(everything=True)
+
+
+def run(number, seed=0, accuracy=0.9, *, status="FINISHED", deleted=False, tags=None, metrics=None, **settings):
+    params = {"name": "mine", "seed": str(seed), "model._target_": "mnist_exp.models.mlp", "trainer.epochs": "3"}
+    params |= {key.replace("__", "."): str(value) for key, value in settings.items()}
+    scores = {METRIC: accuracy, "test_accuracy": accuracy - 0.01, "val_accuracy": accuracy}
+    return TrackedRun(
+        f"{number:032x}",
+        f"mine-s{seed}",
+        status,
+        deleted,
+        1000 - number,
+        params,
+        scores | (metrics or {}),
+        {**TAGS, **(tags or {})},
+    )
+
+
+def tables(*records, choice=ALL, metric=METRIC):
+    return leaderboard.board(records, choice, metric).tables
+
+
+def test_runs_that_differ_only_in_seed_are_a_row():
+    (table,) = tables(*(run(n, seed=n, accuracy=0.9 + n / 100) for n in range(3)), run(3, accuracy=0.5, model__width=7))
+    best, other = table.rows
+    assert best.scores(METRIC) == {0: 0.9, 1: 0.91, 2: 0.92}
+    assert list(other.runs) == [0]
+    assert table.varying == ["model.width"]
+    assert table.shared == {"model": "mlp", "selection": "validation", "trainer.epochs": "3"}
+
+
+def test_what_goes_with_the_model_is_told_once():
+    (table,) = tables(run(0, model__width=7), run(1, model___target_="mnist_exp.models.cnn", model__filters=[3]))
+    assert table.varying == ["model"]
+    assert (table.shared["model.width"], table.shared["model.filters"]) == ("7", "[3]")
+
+
+def test_rows_show_what_differs_and_are_called_by_it():
+    (table,) = tables(run(0, optimizer__learning_rate=0.1, accuracy=0.8), run(1, optimizer__learning_rate=0.2))
+    assert table.varying == ["optimizer.learning_rate"]
+    assert [row.label for row in table.rows] == ["learning_rate=0.2", "learning_rate=0.1"]
+    assert not table.named
+
+
+def test_what_only_some_rows_have_is_told_where_nothing_else_sets_them_apart():
+    (table,) = tables(run(0), run(1, model__width=7), run(2, model__width=7, model__depth=2, model__other=2))
+    assert table.varying == ["model.depth", "model.width"]
+    assert {row.label for row in table.rows} == {"all", "width=7", "depth=2 width=7"}
+
+
+def test_rows_are_called_by_their_names_where_these_tell_them_apart():
+    (table,) = tables(run(0, model__width=1, name="wide"), run(1, model__width=2, name="narrow"))
+    assert ({row.label for row in table.rows}, table.named) == ({"wide", "narrow"}, True)
+
+
+def test_code_versions_and_hardware_are_settings():
+    facts = '{"data": "f1", "source": "0123456789abcdef", "versions": {"tensorflow": "2.21"}, "threads": 2}'
+    other = facts.replace("2.21", "2.22")
+    (table,) = tables(run(0, tags={"identity.facts": facts}), run(1, 1, tags={"identity.facts": other}))
+    assert table.varying == ["versions.tensorflow"]
+    assert table.shared["source"] == "0123456789ab"
+    (table,) = tables(run(0, tags={"device": "cpu"}), run(1, 1, tags={"device": "gpu"}))
+    assert table.varying == ["device"]
+
+
+def test_where_runs_are_tracked_is_no_setting():
+    (table,) = tables(run(0, tracking__uri="a", data__path="x"), run(1, 1, tracking__uri="b", data__path="y"))
+    assert len(table.rows) == 1
+
+
+def test_a_seed_counts_once_however_often_it_ran():
+    (table,) = tables(run(0, 5, 0.9), run(1, 5, 0.8), run(2, 6, 0.7))  # newest first
+    (row,) = table.rows
+    assert (row.scores(METRIC), row.repeats) == ({5: 0.9, 6: 0.7}, 1)
+
+
+def test_a_loss_ranks_upwards():
+    records = [run(n, metrics={"final_val_loss": loss}, x__y=n) for n, loss in enumerate((0.3, 0.1, 0.2))]
+    (table,) = tables(*records, metric="final_val_loss")
+    assert [row.settings["x.y"] for row in table.rows] == ["1", "2", "0"]
+
+
+def test_other_data_and_other_splits_have_a_table_each():
+    split = {"data.fingerprint": "f2", "selection": "test"}
+    found = tables(run(0), run(1, tags=split), run(2, tags={"data.fingerprint": "f3", "data.name": "digits"}))
+    assert [(t.fingerprint, t.data, len(t.rows)) for t in found] == [
+        ("f1", "mnist", 1),
+        ("f2", "mnist", 1),
+        ("f3", "digits", 1),
+    ]
+
+
+def test_what_does_not_count_is_counted():
+    records = [
+        run(0),
+        run(1, deleted=True),
+        run(2, status="FAILED"),
+        run(3, status="KILLED"),
+        run(4, status="RUNNING"),
+        run(5, metrics={METRIC: math.nan}),
+        run(6, seed="x"),
+        run(7, tags={"kind": "reproduction"}),
+        run(8, tags={"kind": "sweep"}),
+        run(9, tags={"pruned": "true"}),
+        run(10)._replace(tags={}, params={}, metrics={}),
+    ]
+    board = leaderboard.board(records, ALL, METRIC)
+    assert [len(table.rows) for table in board.tables] == [1]
+    assert board.left_out == {
+        "deleted": 1,
+        "failed": 1,
+        "killed": 1,
+        "running or cut off": 1,
+        f"without seed or {METRIC}": 2,
+        "reproduction": 1,
+        "pruned by its search": 1,
+        "not of this project": 1,
+    }
+
+
+def test_nothing_good_is_an_empty_board():
+    board = leaderboard.board([run(0, status="FAILED")], ALL, METRIC)
+    assert (board.tables, board.left_out) == ([], {"failed": 1})
+    assert leaderboard.board([], Choice(), METRIC).tables == []
+
+
+def test_looks_at_the_test_set():
+    """Once a run, deleted and failed ones too; after every epoch where it selects; never for a sweep's own run."""
+    records = [
+        run(0),
+        run(1, deleted=True),
+        run(2, tags={"kind": "reproduction", "data.fingerprint": "other split"}),
+        run(3, tags={"kind": "sweep"}),
+        run(4, tags={"selection": "test"}),  # three epochs
+        run(5, tags={"data.name": "digits"}),
+        run(6, status="FAILED")._replace(metrics={"val_accuracy": 0.1}),
+    ]
+    assert leaderboard.looks(records, "mnist") == 1 + 1 + 1 + (1 + 3)
+
+
+class TestChoice:
+    RECORDS = (
+        run(0xA0, tags={"sweep": "s3"}, deleted=True),
+        run(0xA1, tags={"sweep": "s2"}),
+        run(0xB0, 1),
+        run(0xB1, 2, tags={"sweep.s2": "0"}),
+    )
+    WHO = tuple(record.run_id[-2:] for record in RECORDS)
+
+    def chosen(self, **choice):
+        runs, said = leaderboard.choose(self.RECORDS, Choice(**choice))
+        return [record.run_id[-2:] for record in runs], said
+
+    def test_nothing_said_means_the_newest_sweep(self):
+        assert self.chosen() == (["a1", "b1"], "sweep s2")  # which also used the result of an older run
+
+    def test_everything_sweep_tag_and_ids(self):
+        assert self.chosen(everything=True)[0] == list(self.WHO)
+        assert self.chosen(sweep="s1")[0] == ["b0", "b1"]
+        assert self.chosen(tags={"sweep": "s1"})[0] == ["b0", "b1"]
+        assert self.chosen(ids=["0" * 30 + "a1", "0" * 30 + "b0"])[0] == ["a1", "b0"]
+
+    def test_what_is_not_there_is_refused(self):
+        with pytest.raises(RequestError, match=r"no sweep 's9'; the newest are: s3, s2, s1"):
+            self.chosen(sweep="s9")
+        with pytest.raises(RequestError, match="no run has an id that begins with 'f'"):
+            self.chosen(ids=["f"])
+        with pytest.raises(RequestError, match="4 runs have an id that begins with '0'"):
+            self.chosen(ids=["0"])
+
+    def test_without_a_sweep_everything_counts(self):
+        record = run(0)._replace(tags={"kind": "run"})
+        assert leaderboard.choose([record], Choice()) == ([record], "all runs")
+
+
+def test_the_test_set_ranks_nothing():
+    with pytest.raises(RequestError, match="--metric must not be one of the test set"):
+        tables(run(0), metric="test_accuracy")
+
+
+def test_an_unknown_metric_names_those_there_are():
+    with pytest.raises(RequestError, match="'speed'; there are: final_val_accuracy, val_accuracy"):
+        tables(run(0), metric="speed")
+
+
+def grid():
+    """Two optimizers, whose rates go along with them, times two widths; the second width lacks a seed."""
+    rates = {"Adam": 0.001, "SGD": 0.01}
+    return [
+        run(
+            1000 * w + 10 * s + len(name),
+            s,
+            0.5 + 0.1 * (name == "Adam") + w / 100 + s / 1000,
+            model__width=w,
+            optimizer___target_=f"keras.optimizers.{name}",
+            optimizer__learning_rate=rate,
+        )
+        for name, rate in rates.items()
+        for w in (1, 2)
+        for s in range(3)
+        if (w, s) != (2, 2)
+    ]
+
+
+def test_along_an_axis_the_rest_is_held_equal():
+    (table,) = tables(*grid())
+    assert table.varying == ["optimizer", "model.width", "optimizer.learning_rate"]
+    cells = leaderboard.along(table, "optimizer", METRIC)
+    assert {name: set(found) for name, found in cells.items()} == {"Adam": {("1",), ("2",)}, "SGD": {("1",), ("2",)}}
+    adam, sgd, count = leaderboard.common(cells["Adam"], cells["SGD"])
+    assert count == 2
+    assert adam == pytest.approx({0: 0.615, 1: 0.616})  # mean of both widths; seed 2 lacks one
+    assert sgd == pytest.approx({0: 0.515, 1: 0.516})
+
+
+def test_values_without_common_settings_have_nothing_in_common():
+    assert leaderboard.common({("a",): {0: 0.1}}, {("b",): {0: 0.1}}) == ({}, {}, 0)
+
+
+def test_an_axis_is_named_in_full_or_without_its_group():
+    (table,) = tables(*grid())
+    assert leaderboard.resolve_axis(table, "width") == "model.width"
+    assert leaderboard.resolve_axis(table, "optimizer") == "optimizer"
+    with pytest.raises(RequestError, match=r"got 'trainer.epochs'; there are: optimizer, model.width"):
+        leaderboard.resolve_axis(table, "trainer.epochs")

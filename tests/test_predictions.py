@@ -1,0 +1,46 @@
+"""What many runs say of single images."""
+
+import numpy as np
+import pytest
+
+from mnist_exp import metrics, predictions
+from mnist_exp.predictions import Predictions
+
+
+def said(*answers, sure=1.0):
+    """Predictions of three classes on images whose true class is 0."""
+    return Predictions(sure * np.eye(3)[list(answers)], np.zeros(len(answers), int))
+
+
+def test_hardest_images_are_those_most_runs_get_wrong():
+    runs = [said(0, 1, 1, 0), said(0, 1, 2, 0), said(0, 0, 1, 1)]
+    places, share = predictions.hardest(runs, 10)
+    assert places.tolist() == [2, 1, 3]  # image 0 is hard for none
+    assert share == pytest.approx([1, 2 / 3, 1 / 3])
+    assert predictions.hardest(runs, 1)[0].tolist() == [2]
+
+
+def test_disagreements_are_sure_clashes_with_one_side_right():
+    a, b = said(0, 1, 0, 1, 0), said(1, 0, 0, 2, 2)
+    a.logits[1] *= 5
+    b.logits[1] *= 3
+    b.logits[4] *= 2
+    # Image 1 clashes by 5 and 3, images 0 and 4 by at least one 1; image 2 is agreed on, image 3 wrong on both sides.
+    assert predictions.disagreements(a, b, 10).tolist() == [1, 0, 4]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 broken", b"no archive"])
+def test_predictions_that_are_none(monkeypatch, content):
+    monkeypatch.setattr(predictions, "read_files", lambda *_: {} if content is None else {predictions.FILE: content})
+    assert predictions.load("", "") is None
+
+
+def test_reliability_is_what_the_calibration_error_averages():
+    random = np.random.default_rng(0)
+    logits, labels = 2 * random.standard_normal((500, 4)), random.integers(0, 4, 500)
+    confidence, accuracy, count = metrics.reliability(logits, labels, 10)
+    assert count.sum() == 500
+    error = (np.abs(confidence - accuracy) * count).sum() / 500
+    assert error == pytest.approx(metrics.calibration_error(logits, labels, 10))
+    with pytest.raises(ValueError, match="one label per image"):
+        metrics.reliability(logits, labels[:3])

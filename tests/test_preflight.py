@@ -1,0 +1,105 @@
+"""What is said before a sweep's first run."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mnist_exp import data, preflight
+from mnist_exp.config import ConfigError, check
+from tests.test_config import composed
+
+MINE = """
+import keras
+
+
+def stubborn(image_shape, num_classes):
+    weights = keras.Variable(keras.ops.ones((num_classes,)))  # which a stateless scope forbids
+    images = keras.Input(image_shape, dtype="uint8")
+    model = keras.Model(images, keras.layers.Dense(num_classes)(keras.layers.Flatten()(images)))
+    model.mine = weights
+    return model
+
+
+def broken(image_shape, num_classes):
+    return keras.Model(undefined)
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.digits()
+
+
+def models(dataset, *jobs):
+    return preflight.models([(check(composed("data=digits", *job.split())), dataset, job) for job in jobs])
+
+
+def test_parameters_are_counted_without_the_weights(dataset):
+    hidden = "model.hidden=[200000,200000]"  # 160 GB, which building it would take
+    counts = models(dataset, "model=linear", hidden, "model=cnn", "model=linear seed=1")
+    outputs = (784 + 1) * 200_000 + (200_000 + 1) * 200_000 + (200_000 + 1) * 10
+    assert counts == [7850, outputs, (9 + 1) * 32 + (9 * 32 + 1) * 64 + (7 * 7 * 64 + 1) * 10, 7850]
+
+
+def test_what_is_counted_is_what_is_built(dataset):
+    config = check(composed("data=digits", "model=residual", "model.batch_norm=true"))
+    built = preflight.build(config.model, dataset.image_shape, dataset.num_classes)
+    assert preflight.models([(config, dataset, "")]) == [built.count_params()]
+
+
+def test_all_that_cannot_be_built_is_told_with_the_first_job_that_has_it(dataset):
+    deep, wide = "model=cnn model.filters=[1,1,1,1,1]", "model=cnn model.filters=[1,1,1,1,1,1,1]"
+    with pytest.raises(ConfigError) as error:
+        models(dataset, deep, "model=linear", wide, f"{deep} seed=1", f"{deep} seed=2")
+    assert str(error.value).splitlines() == [
+        f"{deep}: model.filters: 5 poolings need images of 32 pixels or more (and 2 more)",
+        f"{wide}: model.filters: 7 poolings need images of 128 pixels or more",
+    ]
+
+
+def test_builders_of_a_user(dataset, tmp_path, monkeypatch):
+    (tmp_path / "preflight_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = "model=linear model._target_=preflight_mine."
+    assert models(dataset, f"{mine}stubborn") == [7850 + 10]
+    with pytest.raises(ConfigError, match="broken: the model cannot be built: NameError: name 'undefined' is not"):
+        models(dataset, f"{mine}broken")
+
+
+def test_an_optimizer_that_keras_refuses(dataset, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no such rate\nsee there")
+
+    monkeypatch.setattr(preflight, "build_optimizer", refuse)
+    with pytest.raises(ConfigError, match=r"=7: the optimizer cannot be built: ValueError: no such rate$"):
+        models(dataset, "optimizer.learning_rate=7")
+
+
+def run(parameters, fit, epochs, seconds, compiling=0.0):
+    metrics = {"parameters": parameters, "fit_seconds": fit, "compile_seconds": compiling}
+    return SimpleNamespace(
+        info=SimpleNamespace(start_time=0, end_time=1000 * seconds),
+        data=SimpleNamespace(metrics=metrics, params={"trainer.epochs": str(epochs)}),
+    )
+
+
+def test_time_is_that_of_earlier_runs_of_the_nearest_size():
+    runs = [run(100, 10, 5, 12), run(100, 21, 5, 23, compiling=1), run(100, 30, 5, 32), run(9000, 500, 5, 600)]
+    assert preflight._seconds(runs, epochs=5, parameters=90) == 23
+    assert preflight._seconds(runs, epochs=10, parameters=2000) == 43
+    assert preflight._seconds(runs, epochs=5, parameters=7000) == 600
+
+
+def test_plan_adds_up_jobs_and_names_what_is_unknown(dataset, monkeypatch):
+    found = {("linear", "Adam", 128, "digits"): [run(7850, 4, 10, 6)]}
+    monkeypatch.setattr(preflight, "similar_runs", lambda store, *kind: found.get(kind, []))
+    jobs = [(check(composed("data=digits", *job.split())), dataset, 7850) for job in ("model=linear", "model=mlp")]
+    plan = preflight.plan([*jobs, jobs[0]], None)
+    assert (plan.seconds, plan.unknown) == (12, ["mlp with Adam at batch size 128"])
+    assert plan.bytes == 3 * (600_000 + 16 * 7850 + 360 * (4 * 10 + 8))
+    assert str(plan) == "about 12 s one after the other, time unknown for mlp with Adam at batch size 128; 2 MB on disk"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(59.6, "1 min 0 s"), (185, "3 min 5 s"), (7300, "2 h 1 min")])
+def test_plan_says_the_time(seconds, said):
+    assert str(preflight.Plan(seconds, [], 10**9)) == f"about {said} one after the other; 1,000 MB on disk"

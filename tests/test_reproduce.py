@@ -1,0 +1,225 @@
+"""The command that trains a run again: what it refuses, and that it finds and names a change of any kind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+
+from mnist_exp import data, provenance
+from mnist_exp.config import CONF_DIR, PACKAGE
+from tests.conftest import SHORT, Case, commands, environment
+from tests.test_trust import DIGITS, GOOD, node
+
+ROWS = "".join(json.dumps({"step": step, "train_loss": 1.0, "val_loss": 1.0}) + "\n" for step in (1, 2))
+THEN = {"source": {"models.py": "0"}, "facts": {"data": "0", "threads": 99, "device": "cpu"}}
+THEN["variables"] = {"NVIDIA_TF32_OVERRIDE": "0"}
+# What is typed, and what the one line of the answer has to contain.
+REFUSED = {
+    "": "the following arguments are required: run",
+    "x --nope": "unrecognized arguments: --nope",
+    "x --epochs many": "argument --epochs: invalid int value: 'many'",
+    "nobody": "there is no run 'nobody' in sqlite:///",
+    "abc": "there is no run 'abc'",
+    "it's": "there is no run",
+    "'or'1'='1": "there is no run",
+    "%": "there is no run",
+    "twin-s0": "2 runs match 'twin-s0', name one by its id: ",
+    "empty-s0": "has no config.yaml: it trained nothing",
+    "nobody --tracking-uri sqlite:///nowhere.db": "there is no file",
+    "nobody --tracking-uri nonsense://x": "tracking.uri=nonsense://x cannot be used",
+    "nowhere.yaml": "nowhere.yaml: cannot be read: No such file",
+    "nowhere.zip": "nowhere.zip: cannot be read: No such file",
+    "config.yaml": "nothing to compare with: it has no epoch in its metrics.jsonl",
+    "full/config.yaml --epochs 3": "--epochs must be between 1 and the 2 that the run recorded, got 3",
+    "full/config.yaml --epochs 0": "--epochs must be between 1 and the 2 that the run recorded, got 0",
+    "gap/config.yaml": "metrics.jsonl lacks the losses of epoch 1",
+    "huge/config.yaml": "metrics.jsonl lacks the losses of epoch 3",
+    "full/config.yaml --checkout out": "the run's commit is unknown",
+    "capsule nobody out.txt": "a capsule's name must end in .zip, got out.txt",
+    "capsule nobody out.zip": "there is no run 'nobody'",
+    "capsule": "the following arguments are required: run, out",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory, with_store):
+    folder = with_store(tmp_path_factory.mktemp("reproduce"))
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "mnist_exp")
+    for name in ("twin-s0", "twin-s0", "empty-s0"):
+        client.create_run(experiment.experiment_id, tags={"kind": "run"}, run_name=name)
+    client.create_run(experiment.experiment_id, tags={"kind": "reproduction"}, run_name="empty-s0")
+    (folder / "config.yaml").write_text(GOOD)
+    arrays = dict(zip(data.ARRAYS, (np.zeros((200, 5, 5), np.uint8), np.arange(200) % 2) * 2, strict=True))
+    np.savez(folder / "mine.npz", **arrays)
+    gone = node(DIGITS, _target_="mnist_exp.data.file", path="/gone/mine.npz", validation=0.5)
+    huge = ROWS + json.dumps({"step": 10**15, "train_loss": 1}) + "\n"
+    for name, rows, config in (
+        ("full", ROWS, GOOD),
+        ("gap", ROWS.splitlines()[1], GOOD),
+        ("huge", huge, GOOD),
+        ("gone", ROWS, gone),
+        ("lost", ROWS, gone.replace("mine.npz", "lost.npz")),
+    ):
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(config)
+        (folder / name / "metrics.jsonl").write_text(rows)
+        (folder / name / "environment.json").write_text(json.dumps(THEN))
+    cases = {typed: Case(typed.split(), str(folder), module="reproduce") for typed in REFUSED}
+    for name in ("full", "gone", "lost"):
+        cases[f"dry {name}"] = Case([f"{name}/config.yaml", "--dry-run"], str(folder), module="reproduce")
+    return folder, commands(folder, cases)
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_what_cannot_be_tried_is_said_in_a_line(typed, answers):
+    said = answers[1][typed]
+    assert (said.code, said.out, said.tensorflow) == (2, "", False)
+    assert said.err.startswith("error: ")
+    assert REFUSED[typed] in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_nothing_is_left_of_what_was_refused(answers):
+    names = {path.name for path in answers[0].iterdir()}
+    assert not {"out", "out.txt", "out.zip", "nowhere.db", "outputs"} & names
+
+
+def test_a_dry_run_says_what_differs_and_imports_no_tensorflow(answers):
+    said = answers[1]["dry full"]
+    assert (said.code, said.tensorflow) == (0, False)
+    lines = said.out.splitlines()
+    assert lines[0] == "full: this differs here"
+    assert lines[1].startswith("  differs: package source: __init__.py, ")
+    fingerprint = data.digits(validation=0.2, split_seed=0).fingerprint
+    assert f"  differs: data: 0 then, {fingerprint[:12]}… now" in lines
+    assert "  differs: variable NVIDIA_TF32_OVERRIDE: 0 then, unset now" in lines
+    assert not any("threads" in line for line in lines)  # for they will be what they were
+    assert "  cannot be compared: config, version of, device, execution, execution.xla, hardware" in lines
+    assert lines[-1].startswith("  its code cannot be shown: the run's commit is unknown")
+
+
+def test_data_that_moved_are_found_by_their_name(answers):
+    folder, said = answers
+    fingerprint = data.file(path=str(folder / "mine.npz"), validation=0.5).fingerprint
+    assert f"  differs: data: 0 then, {fingerprint[:12]}… now\n" in said["dry gone"].out
+    assert said["dry lost"].out.startswith("the data cannot be compared: /gone/lost.npz: no such file or folder\n")
+
+
+def python(folder, code, *arguments, path=None):
+    """Run code in a process of its own; its exit code and its output."""
+    environ = environment(folder) | ({"PYTHONPATH": str(path)} if path is not None else {})
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+TRAIN = "from mnist_exp import train; train.main()"
+REPRODUCE = "from mnist_exp import reproduce; reproduce.main()"
+ONE_CORE = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {REPRODUCE}"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, with_store):
+    """A folder with a run on the user's own images, with layers wide enough that threads share their work."""
+    folder = with_store(tmp_path_factory.mktemp("original"))
+    digits = data.digits()
+    parts = {"x_train": digits.train.images, "y_train": digits.train.labels}
+    np.savez(folder / "mine.npz", **parts, x_test=digits.test.images, y_test=digits.test.labels)
+    options = ["data=file", "data.path=mine.npz", "model.hidden=[512,256]", "trainer.batch_size=32", "trainer.epochs=2"]
+    code, _, err = python(folder, TRAIN, "name=mine", *options)
+    assert code == 0, err
+    return folder
+
+
+@pytest.mark.slow
+def test_the_same_is_identical(original):
+    code, out, err = python(original, REPRODUCE, "mine-s0", "--strict")
+    assert code == 0, err
+    assert "nothing that was recorded differs here" in out
+    assert out.endswith("identical: 2 epochs and the final scores compared\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(provenance.cores() < 2, reason="needs two cores")
+def test_two_threads_on_one_core_give_the_bits_of_two(original):
+    code, out, err = python(original, ONE_CORE, "mine-s0", "--strict")
+    assert code == 0, err
+    assert out.splitlines()[1] == f"  differs: hardware cores: {provenance.cores()} then, 1 now"
+    assert out.splitlines()[-1] == "identical: 2 epochs and the final scores compared"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "was", "becomes", "named"),
+    [
+        ("seed", "\nseed: 0\n", "\nseed: 1\n", "config seed: 0 then, 1 now"),
+        ("threads", "threads: null", "threads: 1", f"threads: {provenance.cores()} then, 1 now"),
+    ],
+)
+def test_another_value_is_found_and_named(key, was, becomes, named, original, tmp_path):
+    configs = (path for path in original.glob("mlruns/*/*/artifacts/config.yaml"))
+    (artifacts,) = (path.parent for path in configs if not path.with_name("reproduction.json").exists())
+    shutil.copytree(artifacts, tmp_path / "downloaded")
+    config = tmp_path / "downloaded" / "config.yaml"
+    assert was in config.read_text()
+    config.write_text(config.read_text().replace(was, becomes))
+    code, out, _ = python(original, REPRODUCE, str(config), "--strict")
+    assert code == 1
+    assert f"  differs: {named}" in out.splitlines()
+    assert "\nfirst difference: epoch 1: " in out
+
+
+@pytest.mark.slow
+def test_another_line_of_a_model_is_found_and_named(original, tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "mnist_exp", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CONF_DIR, tmp_path / "conf", dirs_exist_ok=True)
+    models = tmp_path / "mnist_exp" / "models.py"
+    assert "Rescaling(1 / 255)" in models.read_text()
+    models.write_text(models.read_text().replace("Rescaling(1 / 255)", "Rescaling(1 / 256)"))
+    code, out, _ = python(original, REPRODUCE, "mine-s0", path=tmp_path)
+    assert code == 1
+    assert out.splitlines()[1] == "  differs: package source: models.py"
+    assert "\nfirst difference: epoch 1: " in out
+
+
+@pytest.mark.slow
+def test_another_pixel_of_the_data_is_found_and_named(original, tmp_path):
+    with np.load(original / "mine.npz") as arrays:
+        changed = dict(arrays)
+    changed["x_train"][0, 14, 14] ^= 1
+    (original / "mine.npz").rename(original / "kept.npz")
+    np.savez(original / "mine.npz", **changed)
+    code, out, _ = python(original, REPRODUCE, "mine-s0", "--strict")
+    (original / "kept.npz").replace(original / "mine.npz")
+    assert code == 1
+    assert out.splitlines()[1].startswith("  differs: data: ")
+    assert "\nfirst difference: epoch 1: " in out
+
+
+@pytest.mark.slow
+@pytest.mark.mnist
+@pytest.mark.skipif(not os.environ.get("MNIST_EXP_DATA"), reason="MNIST_EXP_DATA does not name MNIST's folder")
+@pytest.mark.parametrize(
+    "preset", ["residual_mlp", "linear", "workshop_mlp", "wide_mlp", "dropout_mlp"][: 1 if SHORT else 5]
+)
+def test_two_epochs_of_every_preset_are_identical_as_second_run_of_a_sweep(preset, tmp_path, with_store):
+    folder = with_store(tmp_path)
+    options = [f"experiment={preset}", f"data.path={os.environ['MNIST_EXP_DATA']}", "trainer.epochs=2", "seed=3,4"]
+    code, _, err = python(folder, TRAIN, "-m", *options)
+    assert code == 0, err
+    code, out, err = python(folder, REPRODUCE, f"{preset}-s4", "--strict")
+    assert code == 0, err
+    assert out.endswith("identical: 2 epochs and the final scores compared\n")

@@ -1,0 +1,93 @@
+"""Words follow numbers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mnist_exp import leaderboard, significance, stats
+from tests.test_leaderboard import ALL, METRIC, grid, run
+
+
+def table(scores, metric=METRIC):
+    """A row for each list of scores, with seeds from 0."""
+    records = [
+        run(100 * n + s, s, name=f"row{n}", x__y=n, metrics={metric: value})
+        for n, values in enumerate(scores)
+        for s, value in enumerate(values)
+    ]
+    return leaderboard.board(records, ALL, metric).tables[0]
+
+
+def judged(scores, right=lambda row: None, metric=METRIC):
+    return significance.of_rows(table(scores, metric).rows, metric, right)
+
+
+def test_a_difference_that_is_shown():
+    (found,) = judged([[0.97, 0.971, 0.969, 0.97, 0.972], [0.96, 0.962, 0.961, 0.959, 0.961]])
+    assert (found.first, found.second, found.test, found.n) == ("row0", "row1", "paired t", 5)
+    assert found.p == found.p_holm < 0.001
+    assert found.permutation == 2 / 32
+    assert found.words == (
+        f"row0 is higher by 0.98 points (95 % interval {100 * found.low:.2f} to {100 * found.high:.2f} points; "
+        "p<0.0001, n=5)"
+    )
+
+
+def test_a_difference_that_is_not_shown_says_how_many_seeds_would():
+    (found,) = judged([[0.97, 0.972, 0.968, 0.971, 0.969], [0.971, 0.968, 0.970, 0.969, 0.967]])
+    gaps = np.array([-0.001, 0.004, -0.002, 0.002, 0.002])
+    seeds = stats.seeds_to_show(0.001, gaps.std(ddof=1), paired=True)
+    assert found.words == f"no difference shown (p={found.p:.2g}, n=5; about {seeds} seeds would show 0.10 points)"
+
+
+def test_more_pairs_ask_for_more():
+    near = [[0.97, 0.971, 0.969, 0.97, 0.972], [0.969, 0.969, 0.969, 0.969, 0.969]]
+    (alone,) = judged(near)
+    together = judged([*near, [0.5, 0.6, 0.5, 0.6, 0.5], [0.4, 0.5, 0.6, 0.5, 0.4]])
+    assert len(together) == 6
+    same = next(v for v in together if v.difference == pytest.approx(alone.difference))
+    assert same.p == alone.p
+    assert same.p_holm > alone.p_holm
+    assert "for 6 pairs" in same.words
+
+
+def test_a_loss_is_better_when_lower():
+    (found,) = judged([[0.1, 0.11, 0.12], [0.3, 0.31, 0.33]], metric="final_val_loss")
+    assert found.first == "row0"
+    assert found.difference == pytest.approx(-0.61 / 3)
+    assert found.words.startswith("row0 is lower by 0.203 (95 % interval ")
+
+
+def test_one_seed_on_one_side_is_not_tested():
+    (found,) = judged([[0.9], [0.8, 0.81]])
+    assert (found.test, found.words) == ("none", "not tested: a test needs two seeds on each side")
+    assert math.isnan(found.p)
+
+
+def test_two_single_runs_are_tested_on_their_predictions():
+    answers = {"row0": np.repeat([True, False], [95, 5]), "row1": np.repeat([True, False], [85, 15])}
+    (found,) = judged([[0.95], [0.85]], lambda row: answers[row.label])
+    assert (found.test, found.p) == ("McNemar", 2 / 2**10)
+    assert found.words.startswith("these two runs differ on the test images (p=0.002;")
+    assert found.words.endswith("of 100 test images only the first got 10 right, only the second 0")
+    (found,) = judged([[0.95], [0.85]])
+    assert found.words == "not tested: one seed each, and no predictions to test them on"
+
+
+def test_along_an_axis():
+    (board_table,) = leaderboard.board(grid(), ALL, METRIC).tables
+    (found,) = significance.along(board_table, "optimizer", METRIC)
+    assert (found.first, found.second, found.n) == ("Adam", "SGD", 2)
+    assert found.difference == pytest.approx(0.1)
+    assert found.words.endswith("mean over 2 settings of the rest")
+
+
+def test_along_an_axis_nothing_in_common_is_said():
+    records = [
+        run(n, s, x__y=n, x__z=n if other else 0, w__w=w)
+        for n in range(2)
+        for s, w, other in ((0, n, False), (1, n + 5, True))
+    ]
+    (found,) = significance.along(leaderboard.board(records, ALL, METRIC).tables[0], "x.y", METRIC)
+    assert found.words == "not tested: nothing in common"

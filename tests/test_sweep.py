@@ -1,0 +1,163 @@
+"""What surrounds the runs of a multirun, on numbers; `test_train` and `test_bad_input` run whole sweeps."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
+
+from mnist_exp import provenance, sweep, terminal, tracking
+from mnist_exp.config import CONF_DIR, PACKAGE, check, identity
+from tests.test_config import composed
+
+FACTS = {"source": "abc", "data": "def", "threads": 1, "versions": {"keras": "3.15.0", "numpy": "2.4.6"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"source": "xyz"}, "code"),
+        ({"data": "xyz", "source": "xyz"}, "code, data"),
+        ({"threads": 2}, "threads (1, now 2)"),
+        ({"versions": {"keras": "3.15.1"}}, "keras (3.15.0, now 3.15.1), numpy (2.4.6, now none)"),
+        ({"onednn": "1"}, "onednn (none, now 1)"),
+    ],
+)
+def test_what_differs_between_two_runs_of_one_config(change, said):
+    assert sweep.difference(FACTS, {**FACTS, **change}) == said
+
+
+def run(name="x-s0", status="FINISHED", sweep_id="A", jobs="0", accuracy=0.9, **tags):
+    metrics = {"final_val_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "fit_seconds": 2.0}
+    return SimpleNamespace(
+        info=SimpleNamespace(run_id=f"id of {name}", run_name=name, status=status),
+        data=SimpleNamespace(tags={"sweep": sweep_id, "sweep.A": jobs, **tags}, metrics=metrics),
+    )
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """Whether a job of sweep A has a result, given finished runs of its config; and what joined the sweep."""
+    monkeypatch.setattr(provenance, "facts", lambda *_: FACTS)
+
+    def ask(finished, *overrides):
+        config = check(composed("data=digits", "sweep.id=A", *overrides))
+        joined = []
+        found = [run(**{"identity": identity(config, FACTS)} | tags) for tags in finished]
+        monkeypatch.setattr(tracking, "finished_runs", lambda store, digest: found)
+        monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.info.run_id, *where)))
+        known = sweep.finished_before(config, SimpleNamespace(fingerprint="def"), None, 7)
+        return known and known["final_val_accuracy"], joined
+
+    return ask
+
+
+def test_a_finished_run_of_the_same_identity_is_the_result_of_a_job(job, capsys):
+    assert job([{"identity": "other"}, {}]) == (0.9, [("id of x-s0", "A", 7)])
+    assert "mlp-adam-s0  val_accuracy 90.00%  test_accuracy 89.00%  skipped: finished before" in capsys.readouterr().out
+
+
+def test_what_keeps_a_finished_run_from_being_used_is_named(job, capsys):
+    before = {"identity": "other", "identity.facts": json.dumps({**FACTS, "source": "xyz"})}
+    assert job([before]) == (None, [])
+    assert capsys.readouterr().err == (
+        "mlp-adam-s0  trained again: run id of x-s0 has the same config but not the same code\n"
+    )
+
+
+def test_a_job_trains_when_nothing_is_finished_or_skipping_is_off(job, capsys):
+    assert job([]) == (None, [])
+    assert job([{"pruned": "true"}]) == (None, [])  # a search has ended it early
+    assert job([{}], "sweep.skip_finished=false") == (None, [])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("policy", "failed", "stops"), [("stop", True, True), ("stop", False, False), ("continue", True, False)]
+)
+def test_only_a_sweep_that_is_to_stop_stops(policy, failed, stops, monkeypatch):
+    monkeypatch.setattr(tracking, "sweep_stopped", lambda store, sweep: failed)
+    assert sweep.stopped(check(composed("data=digits", "sweep.id=A", f"sweep.on_error={policy}")), None) is stops
+
+
+@pytest.mark.parametrize("devices", ["auto", "cpu", "cpu:2"])
+def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu(devices, monkeypatch):
+    monkeypatch.setattr(provenance, "may_have_gpu", lambda: False)
+    assert sweep._device(devices, 1) == {"cpu:2": "2 x cpu"}.get(devices, "cpu")
+
+
+def test_facts_are_those_that_identity_names():
+    facts = provenance.facts(PACKAGE, {}, "abc", 2, "cpu")
+    assert sorted(facts) == ["data", "device", "onednn", "source", "threads", "versions"]
+    assert (facts["data"], facts["threads"], facts["device"]) == ("abc", 2, "cpu")
+    json.dumps(facts)
+
+
+SWEEPS = {"activation_depth": 12, "depth_study": 24, "optimizer_lr": 30, "seeds": 10, "tune_cnn": 8, "tune_mlp": 36}
+
+
+def test_every_kept_sweep_is_known_here():
+    assert sorted(path.stem for path in (CONF_DIR / "sweep").glob("*.yaml")) == sorted(SWEEPS)
+
+
+@pytest.mark.parametrize(("name", "count"), SWEEPS.items(), ids=SWEEPS)
+def test_kept_sweeps_make_sense(name, count):
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", [f"sweep={name}"], return_hydra_config=True)
+        assert config.hydra.mode is RunMode.MULTIRUN  # without -m
+        jobs = sweep.grid(config, [f"sweep={name}"])
+        assert len(jobs) == count == len({tuple(job) for job in jobs})
+        assert len(sweep.check_jobs("train", [jobs[0], jobs[-1]])) == 2
+
+
+def test_the_command_line_wins_over_a_kept_sweep():
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", ["sweep=seeds"], return_hydra_config=True)
+        jobs = sweep.grid(config, ["sweep=seeds", "seed=3,4", "name=x", "name=y"])
+    assert jobs == [["seed=3", "sweep=seeds", "name=y"], ["seed=4", "sweep=seeds", "name=y"]]
+
+
+class Training:
+    """Raises what it is given, one a call, then returns a result."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+
+    def __call__(self):
+        if self.errors:
+            raise self.errors.pop(0)
+        return "result"
+
+
+def test_running_out_of_memory_is_tried_again_and_nothing_else(capsys):
+    import tensorflow as tf
+
+    exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore")
+    assert sweep.attempt(Training(exhausted, MemoryError("no room")), retries=2) == "result"
+    assert capsys.readouterr().err == (
+        "error: out of memory, trying again: ResourceExhaustedError: OOM when allocating\n"
+        "error: out of memory, trying again: MemoryError: no room\n"
+    )
+    with pytest.raises(MemoryError):
+        sweep.attempt(Training(MemoryError(), MemoryError()), retries=1)
+    with pytest.raises(ValueError):
+        sweep.attempt(Training(ValueError()), retries=5)
+
+
+def test_the_table_says_what_each_job_came_to():
+    config = SimpleNamespace(name="x", seed=0)
+    under_way = sweep.Sweep("A", None, [sweep.Job(config, f"seed={n}") for n in range(6)])
+    runs = {
+        0: run(accuracy=0.7),
+        1: run(sweep_id="before", jobs="1", accuracy=0.8),
+        2: run(status="FAILED", jobs="2", accuracy=0),
+        3: run(jobs="0 3", accuracy=0.7),
+        4: run(status="KILLED", jobs="4", accuracy=0),
+    }
+    rows = [sweep._row(under_way, number, runs.get(number)) for number in range(6)]
+    assert [row.status for row in rows] == ["FINISHED", "SKIPPED", "FAILED", "SKIPPED", "KILLED", "NOT RUN"]
+    assert rows[5] == terminal.Row(5, "x-s0", "NOT RUN", "seed=5", None, None, None, "")
+    assert [row.job for row in sorted(rows, key=sweep._rank)] == [1, 0, 3, 2, 4, 5]
+    assert sweep._counts(rows) == {"finished": 1, "skipped": 2, "failed": 2, "not_run": 1}

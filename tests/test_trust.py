@@ -1,0 +1,273 @@
+"""A logged config from a stranger: whatever it holds that could run, read or fetch something is refused in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hydra.utils import get_object
+
+from mnist_exp.config import FACTS, ConfigError, check, to_yaml
+from mnist_exp.trust import MAX_BYTES, builders, read_config
+from tests.conftest import environment
+from tests.test_config import composed
+
+# The command on each config in turn, all in one process, which tells what it came to import.
+DRIVER = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+from mnist_exp import reproduce
+
+sys.path.insert(0, os.getcwd())
+answers = {}
+for number, (case, content) in enumerate(json.load(sys.stdin).items()):
+    Path(str(number)).mkdir()
+    config = Path(str(number), "config.yaml")
+    config.write_text(content, encoding="utf-8")
+    sys.argv[1:], err = [str(config)], io.StringIO()
+    with contextlib.redirect_stderr(err):
+        try:
+            reproduce.main()
+        except SystemExit as end:
+            answers[case] = end.code, err.getvalue()
+heavy = {"tensorflow", "keras", "mlflow", "matplotlib", "evil"}
+print(json.dumps([answers, sorted(heavy & set(sys.modules)), sorted(path.name for path in Path().iterdir())]))
+"""
+GOOD = """\
+experiment: null
+name: mlp-adam
+seed: 0
+model: {_target_: mnist_exp.models.mlp, hidden: [3], activation: relu, dropout: 0.0, batch_norm: false}
+optimizer: {_target_: keras.optimizers.Adam, learning_rate: 1.0e-3}
+schedule: {_target_: mnist_exp.schedules.constant}
+data: {_target_: mnist_exp.data.digits, validation: 0.2, split_seed: 0}
+augment: {_target_: null}
+trainer: {epochs: 2, batch_size: 64}
+tracking: {uri: null, experiment: mnist_exp}
+"""
+MODEL = "{_target_: mnist_exp.models.mlp, hidden: [3], activation: relu, dropout: 0.0, batch_norm: false}"
+ADAM = "{_target_: keras.optimizers.Adam, learning_rate: 1.0e-3}"
+DIGITS = "{_target_: mnist_exp.data.digits, validation: 0.2, split_seed: 0}"
+CANARY = "touched"
+ONE_OF = "_target_ must be one of "
+PLAIN = " must be a number, a text, or a list of them"
+ALIAS = "aliases and anchors are not allowed"
+
+
+def changed(line, by):
+    assert line in GOOD
+    return GOOD.replace(line, by)
+
+
+def node(line, **keys):
+    return changed(line, "{" + ", ".join(f"{key}: {value}" for key, value in keys.items()) + "}")
+
+
+def model(target, **keys):
+    return node(MODEL, _target_=target, **keys)
+
+
+def data(target, **keys):
+    return node(DIGITS, _target_=target, validation=0.2, **keys)
+
+
+def optimizer(target, **keys):
+    return node(ADAM, _target_=target, learning_rate=0.1, **keys)
+
+
+# What a config holds, and what the first line of the refusal says.
+HOSTILE = {
+    # targets that run, write, read or load
+    "os.system": (model("os.system", command=f"touch {CANARY}"), ONE_OF),
+    "posix.system": (model("posix.system"), ONE_OF),
+    "subprocess.run": (model("subprocess.run", args=f"[touch, {CANARY}]"), ONE_OF),
+    "builtins.open": (data("builtins.open", file=CANARY, mode="w"), ONE_OF),
+    "builtins.eval": (model("builtins.eval"), ONE_OF),
+    "builtins.exec": (model("builtins.exec"), ONE_OF),
+    "builtins.__import__": (model("builtins.__import__", name="evil"), ONE_OF),
+    "write_text": (model("pathlib.Path.write_text", data=CANARY), ONE_OF),
+    "numpy.load": (data("numpy.load", file="evil.npy", allow_pickle="true"), ONE_OF),
+    "pickle.loads": (data("pickle.loads"), ONE_OF),
+    "runpy": (model("runpy.run_path", path_name="evil.py"), ONE_OF),
+    "urllib": (data("urllib.request.urlopen", url="'http://127.0.0.1/'"), ONE_OF),
+    "shutil.rmtree": (model("shutil.rmtree", path="."), ONE_OF),
+    "load_model": (model("keras.models.load_model", filepath="evil.keras", safe_mode="false"), ONE_OF),
+    "keras saving": (model("keras.saving.deserialize_keras_object", config="x", safe_mode="false"), ONE_OF),
+    "unsafe": (model("keras.config.enable_unsafe_deserialization"), ONE_OF),
+    "Lambda": (model("keras.layers.Lambda", function="x"), ONE_OF),
+    "get_file": (data("keras.utils.get_file", origin="'http://127.0.0.1/'"), ONE_OF),
+    "a module of mine": (model("evil.model"), ONE_OF),
+    # what only looks allowed
+    "prefix": (model("mnist_exp.models.mlp_evil"), ONE_OF),
+    "prefix of a module": (model("mnist_exp.models_evil.mlp"), ONE_OF),
+    "deeper": (model("mnist_exp.models.keras.models.load_model"), ONE_OF),
+    "attribute": (model("mnist_exp.models.mlp.__globals__"), ONE_OF),
+    "dunder": (model("mnist_exp.models.__loader__"), ONE_OF),
+    "private": (model("mnist_exp.models._classifier"), ONE_OF),
+    "imported": (model("mnist_exp.models.keras"), ONE_OF),
+    "get_object": (model("mnist_exp.config.get_object", path="os.system"), ONE_OF),
+    "build": (model("mnist_exp.config.build", node="{_target_: os.system}"), ONE_OF),
+    "no builder": (data("mnist_exp.data.check_validation"), ONE_OF),
+    "another group's": (optimizer("mnist_exp.models.mlp"), ONE_OF),
+    "class of the module": (model("mnist_exp.models.Dropout"), ONE_OF),
+    "keras function": (optimizer("keras.optimizers.deserialize", config="x"), ONE_OF),
+    "keras wrapper": (optimizer("keras.optimizers.LossScaleOptimizer"), ONE_OF),
+    "keras private": (optimizer("keras.src.optimizers.adam.Adam"), ONE_OF),
+    "keras through": (optimizer("keras.optimizers.schedules.keras_export"), ONE_OF),
+    "spaces": (model("' mnist_exp.models.mlp'"), ONE_OF),
+    "newline": (model('"mnist_exp.models.mlp\\n"'), ONE_OF),
+    "homoglyph": (model("mnist_\u0435xp.models.mlp"), ONE_OF),
+    "list": (model("[os.system]"), ONE_OF),
+    "mapping": (model("{_target_: os.system}"), ONE_OF),
+    "augment": (
+        changed("augment: {_target_: null}", "augment: {_target_: os.system}"),
+        "augment._target_ must be one of null",
+    ),
+    # values
+    "nested target": (changed("[3]", "{_target_: os.system, command: ls}"), f"model.hidden{PLAIN}"),
+    "target in a list": (changed("[3]", "[{_target_: os.system}]"), f"model.hidden{PLAIN}"),
+    "a Keras object": (
+        changed("relu", "{class_name: Lambda, config: {}}"),
+        f"model.activation{PLAIN}",
+    ),
+    "a schedule": (changed("1.0e-3", "{class_name: X}"), f"optimizer.learning_rate{PLAIN}"),
+    "_args_": (changed("hidden: [3]", "hidden: [3], _args_: [x]"), "model._args_ is not a key of"),
+    "_partial_": (changed("hidden: [3]", "hidden: [3], _partial_: true"), "model._partial_ is not a key of"),
+    "a key that is none": (changed("hidden: [3]", "hidden: [3], 1: 2"), "model has a key that is no name"),
+    # interpolations
+    "environment": (changed("mlp-adam", "${oc.env:HOME}"), "'${oc.env:HOME}' is not allowed"),
+    "decode": (changed("seed: 0", "seed: ${oc.decode:'1'}"), "is not allowed"),
+    "in a key": (changed("hidden:", "'${oc.env:HOME}':"), "is not allowed"),
+    "in a target": (model("'${name}'"), "is not allowed"),
+    "in a path": (data("mnist_exp.data.file", path="'${oc.env:HOME}/x'"), "is not allowed"),
+    # nodes
+    "hydra": (GOOD + "hydra: {run: {dir: /tmp/x}}\n", "hydra: a logged config has no such node"),
+    "defaults": (
+        GOOD + "defaults: [schema, override hydra/launcher: evil]\n",
+        "defaults: a logged config composes",
+    ),
+    "defaults text": (GOOD + "defaults: /etc\n", "defaults: a logged config composes"),
+    "unknown": (GOOD + "callbacks: {_target_: os.system}\n", "'callbacks' is not a key of a config"),
+    "trainer": (changed("epochs: 2", "epochs: 2, hook: os.system"), "hook"),
+    "no group": (changed(f"model: {MODEL}\n", ""), "model"),
+    "no mapping": (changed(MODEL, "os.system"), "model must name an option"),
+    # names
+    "name": (changed("mlp-adam", "../../etc/cron.d/x"), "name must be a name, not a path"),
+    "backslashes": (changed("mlp-adam", r"..\..\x"), "name must be a name, not a path"),
+    "preset": (changed("experiment: null", "experiment: a/../../x"), "experiment must be a name, not a path"),
+    "store": (changed("experiment: mnist_exp", "experiment: ../x"), "tracking.experiment must be a name, not a path"),
+    "escape codes": (changed("mlp-adam", r'"\e]0;x\a"'), "name must be text of 1 to 200 printable characters"),
+    "escape codes in a key": (changed("hidden: [3]", r'"\e]0;x\a": 1'), "model has a key that is no name"),
+    "escape codes in a node": (GOOD + r'"\e]0;x\a": 1', "is not a key of a config"),
+    "escape codes in a number": (changed("epochs: 2", r'epochs: "\e]0;x\a"'), r"\x1b]0;x\x07"),
+    "escape codes in a target": (model(r'"\e]0;x\a"'), ONE_OF),
+    "escape codes in a choice": (changed("relu", r'"\e]0;x\a"'), "model.activation must be one of"),
+    "a run elsewhere": (GOOD + "init_from: ../../x\n", "init_from must be"),
+    # YAML
+    "object tag": (changed("seed: 0", f"seed: !!python/object/apply:os.system ['touch {CANARY}']"), "the tag"),
+    "name tag": (changed("seed: 0", "seed: !!python/name:os.system ''"), "the tag"),
+    "path tag": (changed("seed: 0", "seed: !!python/object/apply:pathlib.Path [x]"), "the tag"),
+    "plain tag": (changed("seed: 0", "seed: !!int 0"), "the tag"),
+    "alias": (
+        changed("seed: 0", "seed: &a 0").replace("epochs: 2", "epochs: *a"),
+        "aliases and anchors are not allowed",
+    ),
+    "merge": (changed("hidden: [3]", "<<: {hidden: [3]}"), "'<<' is not allowed"),
+    "laughs": ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", ALIAS),
+    "deep": ("a: " + "[" * 5000 + "]" * 5000, "nested more than 6 deep"),
+    "deep mapping": (changed("[3]", "{a: {b: {c: {d: {e: 1}}}}}"), "nested more than 6 deep"),
+    "huge": (GOOD + "# " + "x" * MAX_BYTES, "must have at most 65,536 bytes"),
+    "huge number": (changed("seed: 0", "seed: " + "9" * 900), "seed"),
+    "huger number": (changed("seed: 0", "seed: " + "9" * 5000), "a value of more than 1000 characters"),
+    "two documents": (GOOD + "---\n" + GOOD, "config.yaml is not a config"),
+    "twice": (GOOD + "seed: 1\n", "config.yaml is not a config"),
+    "not YAML": ("a: [", "config.yaml is not a config"),
+    "a list": ("[1, 2]", "config.yaml must hold keys and values"),
+    "a text": ("os.system", "is not a key of a config"),
+    "nothing": ("", ""),
+    "zero bytes": ("a: \0", "config.yaml is not a config"),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "evil.py").write_text(f"open({CANARY!r}, 'w')\n")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps({case: content for case, (content, _) in HOSTILE.items()}),
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_config_is_refused_in_a_line(case, refusals):
+    code, err = refusals[0][case]
+    first, *others = err.splitlines()
+    assert code == 2
+    assert first.startswith("error: ")
+    assert HOSTILE[case][1] in first
+    assert all(line.startswith("error: ") for line in others)
+    assert all(line.isprintable() and len(line) < 2000 for line in (first, *others))
+
+
+def test_hostile_configs_run_import_and_leave_nothing(refusals):
+    _, heavy, left = refusals
+    assert heavy == []
+    assert left == sorted(["evil.py", *map(str, range(len(HOSTILE)))])
+    assert len(HOSTILE) >= 30
+
+
+def test_bytes_that_are_no_text_are_refused():
+    for content in (b"\xff\xfe\x00", GOOD.encode("utf-16"), b"name: \xe9\n"):
+        with pytest.raises(ConfigError, match=r"config\.yaml must be UTF-8 text"):
+            read_config(content)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "wide_mlp", "dropout_mlp", "residual_mlp", "linear"])
+def test_what_a_run_logs_is_read_as_it_was(preset):
+    logged = check(composed(f"experiment={preset}", "data=digits", "optimizer=muon", "schedule=warmup_cosine"))
+    assert read_config(to_yaml(logged).encode()) == logged
+
+
+def test_where_it_was_tracked_does_not_count():
+    config = read_config(changed("uri: null", "uri: http://127.0.0.1:1").encode())
+    assert config.tracking.uri is None
+    assert config == read_config((GOOD + "sweep: {id: x}\n").encode())
+
+
+def test_keys_that_came_later_have_defaults():
+    config = read_config(GOOD.encode())
+    assert (config.trainer.epochs, config.trainer.patience, config.trainer.precision) == (2, 3, "float32")
+
+
+def mine(image_shape, num_classes, *, size):
+    raise NotImplementedError
+
+
+def test_trust_lets_targets_and_values_pass_but_no_tricks():
+    own = model("tests.test_trust.mine", size="{a: 1}")
+    with pytest.raises(ConfigError, match="--trust"):
+        read_config(own.encode())
+    with pytest.raises(ConfigError, match="must name what takes image_shape, num_classes first"):
+        read_config(model("mnist_exp.models.Dropout").encode(), trusted=True)
+    assert read_config(own.encode(), trusted=True).model["size"] == {"a": 1}
+    with pytest.raises(ConfigError, match="is not allowed"):
+        read_config(changed("mlp-adam", "${oc.env:HOME}").encode(), trusted=True)
+
+
+def test_builders_are_the_public_ones_and_can_be_called():
+    assert builders("model") == [f"mnist_exp.models.{name}" for name in ("linear", "mlp", "residual", "cnn")]
+    assert builders("data") == [f"mnist_exp.data.{name}" for name in ("mnist", "digits", "file")]
+    assert "keras.optimizers.Muon" in builders("optimizer")
+    assert "keras.optimizers.schedules.CosineDecay" in builders("schedule")
+    for group in FACTS:
+        for target in builders(group):
+            assert callable(get_object(target))
