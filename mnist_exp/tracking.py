@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ from mnist_exp import RequestError, RunError
 from mnist_exp.provenance import is_gone, process
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it prints the traceback of what it also raises
 RETRY_SECONDS = 30.0
 LOCK_SECONDS = 60.0
 # What a store raises that is gone, full or not one; ImportError: the driver of a database is not installed.
@@ -155,6 +156,14 @@ def undisturbed() -> Iterator[None]:
         signal.raise_signal(held[0])
 
 
+def _whole(store: Store) -> AbstractContextManager[None]:
+    """Around what is written for a run or sweep: an interrupted transaction would lock a database against our own end.
+
+    A server's transactions are its own, and waiting for one that is gone must be interruptible.
+    """
+    return nullcontext() if store.is_server else undisturbed()
+
+
 @contextmanager
 def _creation_lock(uri: str) -> Iterator[None]:
     """Of processes that create the same SQLite database at once MLflow lets all but one fail: let one do it.
@@ -186,6 +195,7 @@ class RunLog:
 
     def __init__(self, store: Store, run_id: str, output: Path) -> None:
         self.run_id = run_id
+        self._store = store
         home = output / f"run-{run_id[:8]}"  # nobody else's, whatever hydra.run.dir is
         self.folder, self.checkpoints = home / "artifacts", home / "checkpoints"
         self._client = mlflow.MlflowClient(store.uri)
@@ -231,9 +241,10 @@ class RunLog:
 
     def _send(self) -> None:
         try:
-            for first in range(0, len(self._unsent), 1000):  # what one call may carry
-                self._client.log_batch(self.run_id, metrics=self._unsent[first : first + 1000])
-            self._unsent = []
+            with _whole(self._store):
+                for first in range(0, len(self._unsent), 1000):  # what one call may carry
+                    self._client.log_batch(self.run_id, metrics=self._unsent[first : first + 1000])
+                self._unsent = []
         except STORE_ERRORS as error:
             self._retry_at = time.time() + RETRY_SECONDS
             print(
@@ -246,12 +257,13 @@ class RunLog:
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
         context = InputTag("mlflow.data.context", "training")
-        self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
+        with _whole(self._store):
+            self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        with _whole(self._store):
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def upload(self) -> None:
         """Send the files written into `folder` so far, and remove the local copies."""
@@ -282,16 +294,17 @@ class RunLog:
             shutil.copytree(Path(path, "data", "model"), self.folder / "saved_model")
 
         mlflow.set_experiment(experiment_id=self._client.get_run(self.run_id).info.experiment_id)
-        logged = Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
-            run_id=self.run_id,
-            signature=signature,
-            input_example=example,
-            pip_requirements=requirements,
-            validate_serving_input=False,  # it would load the model again; a test serves one
-        )
+        with _whole(self._store):
+            logged = Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
+                run_id=self.run_id,
+                signature=signature,
+                input_example=example,
+                pip_requirements=requirements,
+                validate_serving_input=False,  # it would load the model again; a test serves one
+            )
         self.metrics(0, scores, model_id=logged.model_id)
 
     def close(self, status: str) -> None:
@@ -337,35 +350,38 @@ def tracked_run(
     """
     mlflow.set_tracking_uri(store.uri)
     tags = {**tags, "process": process()}
-    with _using(store.uri):
-        client = mlflow.MlflowClient(store.uri)
-        run, lock = _resumable(store, tags["identity"], resume) if resume else (None, None)
-        if run is None:
-            context = _context({**tags, "output": str(output.absolute())})
-            run = client.create_run(store.experiment_id, tags=context, run_name=name)
-        else:
-            _reopen(client, run, tags)
-    log = RunLog(store, run.info.run_id, Path(run.data.tags["output"]))
-    status = "FINISHED"
-    try:
-        shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
-        log.folder.mkdir(parents=True)
-        client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
-        yield log
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        status = "KILLED"
-        raise
-    except BaseException as error:
-        status = "FAILED"
-        with suppress(OSError):  # what went wrong matters more
-            (log.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        if isinstance(error, (MlflowException, SQLAlchemyError)):
-            raise RunError(f"tracking.uri={store.uri} stopped working: {_first_line(error)}") from error
-        raise
-    finally:
-        _close(log, status, output)
-        if lock is not None:
-            lock.release()
+    with ExitStack() as held:
+        held.enter_context(_whole(store))
+        with _using(store.uri):
+            client = mlflow.MlflowClient(store.uri)
+            run, lock = _resumable(store, tags["identity"], resume) if resume else (None, None)
+            if run is None:
+                context = _context({**tags, "output": str(output.absolute())})
+                run = client.create_run(store.experiment_id, tags=context, run_name=name)
+            else:
+                _reopen(client, run, tags)
+        log = RunLog(store, run.info.run_id, Path(run.data.tags["output"]))
+        status = "FINISHED"
+        try:
+            shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
+            log.folder.mkdir(parents=True)
+            client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+            held.close()
+            yield log
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            status = "KILLED"
+            raise
+        except BaseException as error:
+            status = "FAILED"
+            with suppress(OSError):  # what went wrong matters more
+                (log.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            if isinstance(error, (MlflowException, SQLAlchemyError)):
+                raise RunError(f"tracking.uri={store.uri} stopped working: {_first_line(error)}") from error
+            raise
+        finally:
+            _close(log, status, output)
+            if lock is not None:
+                lock.release()
 
 
 def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[Run | None, BaseFileLock | None]:
@@ -415,7 +431,8 @@ def end_dead_runs(store: Store) -> None:
     with _using(store.uri):
         for run in _search(store, "attributes.status = 'RUNNING' and tags.process != ''"):
             if is_gone(run.data.tags["process"]):
-                client.set_terminated(run.info.run_id, "KILLED")
+                with _whole(store):
+                    client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _read_record(path: Path) -> dict[int, dict[str, Any]]:
@@ -481,7 +498,8 @@ def job_numbers(run: Run, sweep: str) -> list[int]:
 def join_sweep(store: Store, run: Run, sweep: str, number: int) -> None:
     """Make a finished run the result of a sweep's n-th job."""
     numbers = run.data.tags.get(_membership(sweep), "")
-    mlflow.MlflowClient(store.uri).set_tag(run.info.run_id, _membership(sweep), f"{numbers} {number}".strip())
+    with _whole(store):
+        mlflow.MlflowClient(store.uri).set_tag(run.info.run_id, _membership(sweep), f"{numbers} {number}".strip())
 
 
 def finished_runs(store: Store, config_digest: str) -> list[Run]:
@@ -530,7 +548,8 @@ def end_left_runs(store: Store, sweep: str) -> None:
 
 def stop_sweep(store: Store, sweep: str) -> None:
     """Have the jobs of a sweep that have not begun yet not begin, in whatever process."""
-    mlflow.MlflowClient(store.uri).set_tag(_own_run(store, sweep).info.run_id, "stopped", "true")
+    with _whole(store):
+        mlflow.MlflowClient(store.uri).set_tag(_own_run(store, sweep).info.run_id, "stopped", "true")
 
 
 def sweep_stopped(store: Store, sweep: str) -> bool:
