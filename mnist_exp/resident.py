@@ -93,8 +93,10 @@ def resident(
     test_program = _Program(twin.test_batches, twin.test_rest, validation, evaluation_batch)
     everything = np.arange(len(validation.labels), dtype=np.int32)
     with ThreadPoolExecutor(1) as other:  # XLA compiles there while TensorFlow traces here
-        compiled = other.submit(train_program.compiled())
-        test_program.compiled()()
+        compiled = other.submit(train_program.traced())
+        train_program.trace_rest()
+        test_program.traced()()
+        test_program.trace_rest()
         compiled.result()
     compile_seconds = time.perf_counter() - began
 
@@ -206,11 +208,13 @@ class _Program:
         logs = self.batches(*self.data, order, tf.constant(first), tf.constant(min(end, self.full)))
         return self.rest(*self.data, order[self.whole :]) if end > self.full else logs
 
-    def compiled(self) -> Callable[[], Any]:
-        """Trace everything; returns a call that takes no step, for which XLA has to compile."""
-        order = tf.range(len(self.data[1]))
-        nothing = (*self.data, order, tf.constant(0), tf.constant(0))
+    def traced(self) -> Callable[[], Any]:
+        """Trace the whole batches; returns a call that takes no step, for which XLA has to compile."""
+        nothing = (*self.data, tf.range(len(self.data[1])), tf.constant(0), tf.constant(0))
         self.batches.get_concrete_function(*nothing)
-        if self.steps > self.full:
-            self.rest.get_concrete_function(*self.data, order[self.whole :])
         return lambda: self.batches(*nothing)
+
+    def trace_rest(self) -> None:
+        """Trace the last, smaller batch, if there is one."""
+        if self.steps > self.full:
+            self.rest.get_concrete_function(*self.data, tf.range(len(self.data[1]))[self.whole :])

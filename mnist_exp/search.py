@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp import RequestError, terminal
 from mnist_exp.config import SweepConfig, build, explain
 
-PLUGINS = "hydra_plugins.mnist_exp."  # Hydra takes plugins from hydra_plugins only
+SEARCHES = ("hydra_plugins.mnist_exp.Random", "hydra_plugins.mnist_exp.Optuna")  # Hydra takes plugins from there
 SAMPLERS = ("tpe", "cmaes", "random", "qmc", "grid")
 PRUNERS = ("median", "hyperband")
 PRUNED = "pruned"
@@ -498,7 +498,7 @@ def searcher(config: DictConfig, overrides: Sequence[str]) -> Search | None:
     Raises:
         RequestError: it makes no sense.
     """
-    if not config.hydra.sweeper._target_.startswith(PLUGINS):
+    if config.hydra.sweeper._target_ not in SEARCHES:
         return None
     node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(node, dict)
