@@ -363,7 +363,7 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
     """Compose and check jobs, each given by its overrides.
 
     Raises:
-        ConfigError: with a line for each mistake, each job's mistakes behind its overrides.
+        ConfigError: with a line for each mistake that all jobs share, and for each of a job's own, behind its overrides.
     """
     jobs, mistakes = [], []
     shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set(overrides[0])
@@ -378,10 +378,12 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
             jobs.append(Job(check(composed), swept))
         except (ConfigError, HydraException) as error:
             lines = str(error).splitlines() if isinstance(error, ConfigError) else [explain(error)]
-            mistakes += [f"{swept}: {line}" if swept else line for line in lines]
+            mistakes += [(swept, line) for line in lines]
     HydraConfig.instance().cfg = before
     if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+        jobs_with = Counter(line for _, line in mistakes)
+        said = [line if jobs_with[line] == len(overrides) else f"{swept}: {line}" for swept, line in mistakes]
+        raise ConfigError("\n".join(dict.fromkeys(said)))
     return jobs
 
 

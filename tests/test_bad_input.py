@@ -163,6 +163,10 @@ SEVERAL = {
         "error: seed=-1 model.dropout=1.5: seed must be a whole number, between 0 and 2147483647, got -1",
         f"error: seed=-1 model.dropout=1.5: model.dropout {SHARE} 1.5",
     ],
+    "-m seed=0,-1 trainer.epochs=0": [
+        "error: trainer.epochs must be a whole number, at least 1, got 0",
+        "error: seed=-1: seed must be a whole number, between 0 and 2147483647, got -1",
+    ],
 }
 GOOD_CONFIG = """defaults: [schema, hydra_settings, _self_, override hydra/job_logging: disabled]
 model: {_target_: mnist_exp.models.linear}
