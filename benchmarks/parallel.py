@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.speed import execute
 
-JOBS = ["-m", "experiment=workshop_mlp", "seed=range(8)", "trainer.threads=1", "trainer.epochs=80"]
+JOBS = ["-m", "experiment=workshop_mlp", "seed=range(8)", "trainer.threads=1", "trainer.epochs=110"]
 SIDE_BY_SIDE = ["hydra/launcher=processes", "hydra.launcher.n_jobs=2"]
 
 
