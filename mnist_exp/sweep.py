@@ -363,7 +363,7 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
     """Compose and check jobs, each given by its overrides.
 
     Raises:
-        ConfigError: with a line for each mistake that all jobs share, and for each of a job's own, behind its overrides.
+        ConfigError: with a line for each mistake that all jobs share, and for each of one job behind its overrides.
     """
     jobs, mistakes = [], []
     shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set(overrides[0])
