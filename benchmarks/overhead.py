@@ -1,9 +1,10 @@
-"""`python -m benchmarks.overhead`: what tracking costs, how long a run takes to start, and whether memory grows.
+"""`python -m benchmarks.overhead`: what tracking and sweeping cost, start-up, and memory.
 
 - tracking: the seconds spent in everything that records (MLflow calls, plots, provenance) within one real run of
   `workshop_mlp`, timed around those calls; an epoch's share apart.
 - start-up: from process start until the first training step, against `import tensorflow` alone; compiling apart.
 - memory: peak resident memory of the tracked run against the plain script, and the growth over a sweep of 100 runs.
+- a job: what a sweep of 500 jobs adds to each, seen on those whose result an earlier one has.
 """
 
 import json
@@ -74,6 +75,7 @@ def main() -> None:
         print(subprocess.run([sys.executable, "-c", TIMED], capture_output=True, check=True, **settings).stdout)
         start_up(settings)
         memory(folder, settings)
+        a_job(settings)
 
 
 def start_up(settings: dict[str, Any]) -> None:
@@ -118,6 +120,25 @@ def memory(folder: Path, settings: dict[str, Any]) -> None:
     growth = statistics.linear_regression(range(len(tail)), tail).slope
     print(f"100 runs in one process: {resident[9]:.0f} MiB after the 10th, {resident[-1]:.0f} after the last")
     print(f"growth after the tenth: {growth:.2f} MiB a run; {(ends[-1] - ends[9]) / 90:.2f} s a run")
+
+
+def a_job(settings: dict[str, Any]) -> None:
+    """Seconds from one job of 500 to the next where nothing is trained, and from the start until all are checked."""
+    names = ",".join(f"n{i}" for i in range(100))
+    command = [sys.executable, "-m", "mnist_exp.train", "-m", "experiment=smoke", "seed=range(5)", f"name={names}"]
+    jobs: list[float] = []
+    before = began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            now = time.perf_counter()
+            if line.startswith("preflight: "):
+                print(f"500 jobs are checked {now - began:.1f} s after the start, TensorFlow's import included")
+            elif "skipped: finished before" in line:
+                jobs.append(1000 * (now - before))
+            before = now
+    first, last = (statistics.median(part) for part in (jobs[:50], jobs[-50:]))
+    print(f"a job that is not trained: {first:.0f} ms, of the last fifty {last:.0f} ms")
 
 
 if __name__ == "__main__":
