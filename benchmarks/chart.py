@@ -23,10 +23,14 @@ def ratios(rows: Sequence[tuple[str, float, bool]]) -> Figure:
 def scaling(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
     """A panel for each x axis: lines of images a second against it, both logarithmic."""
     figure = Figure(figsize=(4 * len(panels), 3.6), dpi=100, layout="constrained")
+    rates = [digit * 10**power for power in (4, 5) for digit in (1, 2, 5)]
     for axes, (label, lines) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
         for (name, points), color, marker in zip(lines.items(), (BLUE, ORANGE), "os", strict=False):
             axes.loglog(*zip(*points, strict=True), marker=marker, color=color, label=name)
         axes.set_xlabel(label)
+        axes.set_xticks([x for x, _ in points], [f"{x:,}" for x, _ in points])
+        axes.set_yticks(rates, [f"{rate:,}" for rate in rates])
+        axes.minorticks_off()
         axes.grid(visible=True, which="major", alpha=0.3)
     figure.axes[0].set_ylabel("training images / s")
     figure.axes[0].legend(frameon=False)

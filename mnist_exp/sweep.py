@@ -42,6 +42,7 @@ from mnist_exp.config import (
 from mnist_exp.data import Dataset, resolve_auto
 
 DONE = ("FINISHED", "SKIPPED")
+TELL_SECONDS = 5.0
 Result = TypeVar("Result")
 # Okabe and Ito's, distinguishable to colour-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
@@ -367,8 +368,11 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
     """
     jobs, mistakes = [], []
     shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set(overrides[0])
-    before = HydraConfig.instance().cfg
-    for job in overrides:
+    before, told = HydraConfig.instance().cfg, time.monotonic()
+    for number, job in enumerate(overrides):
+        if time.monotonic() > told + TELL_SECONDS:
+            told = time.monotonic()
+            print(f"preflight: {number} of {len(overrides)} jobs checked", file=sys.stderr, flush=True)
         swept = " ".join(override for override in job if override not in shared)
         try:
             composed = compose(config_name, list(job), return_hydra_config=True)
