@@ -214,7 +214,7 @@ def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
     Args:
         curves: for each label, at most seven: mean confidence, accuracy (both 0..1) and number of images by interval.
     """
-    figure, axes = _figure(5.6, 4.6)
+    figure, axes = _figure(7.5, 4.6)
     axes.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1.5)
     ends = []
     for color, marker, (label, (confidence, accuracy, count)) in zip(COLORS, MARKERS, curves.items(), strict=False):
@@ -222,7 +222,7 @@ def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
         size = 8 + 60 * np.sqrt(count / count.sum())
         axes.scatter(100 * confidence, 100 * accuracy, size, color=color, marker=marker)
         ends.append((float(100 * accuracy[-1]), label, color))
-    axes.set_xlabel("confidence (%); larger markers hold more images", fontsize=FONT)
+    axes.set_xlabel("confidence (%)", fontsize=FONT)
     axes.set_ylabel("accuracy on the test images (%)", fontsize=FONT)
     _end_labels(axes, ends)
     return figure
@@ -313,14 +313,17 @@ def _noise_band(axes: Axes, best: float, noise: float) -> None:
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes each line's label beside its right end, moved apart where they would overlap."""
-    gap, taken = 1.25 * FONT * DPI / 72 / axes.get_window_extent().height, -math.inf
-    for value, label, color in sorted(ends):
+    """Writes each line's label beside its right end, moved apart where they would overlap, none above the axes."""
+    gap, taken, places = 1.25 * FONT * DPI / 72 / axes.get_window_extent().height, -math.inf, []
+    ends = sorted(ends)
+    for value, _, _ in ends:
         place = axes.transAxes.inverted().transform(axes.transData.transform((1, value)))[1]
         taken = max(place, taken + gap)
+        places.append(taken)
+    for number, (_, label, color) in enumerate(ends):
         axes.annotate(
             _cut(label),
-            (1.01, taken),
+            (1.01, min(places[number], 1 - gap * (len(ends) - 1 - number))),
             xycoords="axes fraction",
             va="center",
             fontsize=FONT - 1,

@@ -11,25 +11,31 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --paper: #16181c; --ink: #e8e8e8; --muted: #a8a8a8; --grid: #363a40; --blue: #5db4ee; --sky: #c3e8ff }
 }
-@media print {
-  :root { --paper: #fff; --ink: #000; --muted: #595959; --grid: #e5e5e5; --blue: #0072b2; --sky: #56b4e9 }
-  figure, tr { break-inside: avoid }
-  h2 { break-after: avoid }
-}
 body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem }
 h1, h2 { line-height: 1.2 }
 h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--grid) }
 p { max-width: 60rem; overflow-wrap: anywhere }
-div { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); text-align: left; white-space: nowrap }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); text-align: left }
+@media screen {
+  div { overflow-x: auto }
+  th, td { white-space: nowrap }
+}
 .n { text-align: right }
 figure { margin: 1.5rem 0; display: inline-block; vertical-align: top; max-width: 100% }
 figcaption { color: var(--muted); font-size: 13px; max-width: 44rem }
 .white { background: #fff; color: #000; max-width: 40rem }
 svg { max-width: 100%; height: auto }
 svg text { fill: currentColor }
+@page { size: A4 landscape; margin: 12mm }
+@media print {
+  :root { --paper: #fff; --ink: #000; --muted: #595959; --grid: #e5e5e5; --blue: #0072b2; --sky: #56b4e9 }
+  table { font-size: 10px }
+  th, td { padding: .15rem .4rem }
+  figure, tr { break-inside: avoid }
+  h2 { break-after: avoid }
+}
 """
 # Whatever slipped through the escaping could neither run nor load anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -138,7 +138,8 @@ def _calibration(said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
             errors.append(f"{label} {100 * np.mean([metrics.calibration_error(*run) for run in runs]):.2f}")
     if curves:
         caption = (
-            f"Calibration on the test images, all seeds together, where at least {MIN_IMAGES} images are. "
+            f"Calibration on the test images, all seeds together, where at least {MIN_IMAGES} images are; larger "
+            "markers hold more. "
             f"Expected calibration error in points, mean over seeds: {', '.join(errors)}."
         )
         yield _picture(charts.reliability(curves), caption)

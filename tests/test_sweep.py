@@ -112,6 +112,13 @@ def test_kept_sweeps_make_sense(name, count):
         assert len(sweep.check_jobs("train", [jobs[0], jobs[-1]])) == 2
 
 
+def test_a_long_check_shows_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "TELL_SECONDS", 0.0)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        sweep.check_jobs("train", [["seed=0"], ["seed=1"]])
+    assert capsys.readouterr().err.endswith("preflight: 1 of 2 jobs checked\n")
+
+
 def test_the_command_line_wins_over_a_kept_sweep():
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["sweep=seeds"], return_hydra_config=True)
