@@ -132,9 +132,9 @@ def fit(
     done = keep.restore(model)
     with _feed(model, dataset, batch_size, seed, execution, done) as feed:
         feed.model.fit(
-            feed.elements,
+            _untuned(feed.elements),
             steps_per_epoch=feed.per_epoch,
-            validation_data=feed.validation,
+            validation_data=_untuned(feed.validation),
             initial_epoch=done,
             epochs=done if report.stopped else epochs,
             callbacks=[*callbacks, report, keep],
@@ -170,11 +170,11 @@ def _feed(
         cut = stretches(orders, images, batch_size, STRETCH_XLA if execution.xla else STRETCH_GRAPH)
         with resident(model, dataset.train, dataset.validation, batch_size, cut, xla=execution.xla) as (twin, seconds):
             numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
-            yield _Feed(twin, _untuned(numbers), cut.per_epoch, _untuned(tf.data.Dataset.range(1)), seconds)
+            yield _Feed(twin, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
         elements, per_epoch = _epochs(dataset.train, orders, batch_size, replicas, first_epoch)
-        yield _Feed(model, _untuned(elements), per_epoch, _batches(dataset.validation, EVALUATION_BATCH), 0.0)
+        yield _Feed(model, elements, per_epoch, _batches(dataset.validation, EVALUATION_BATCH), 0.0)
 
 
 def _epochs(
@@ -196,7 +196,7 @@ def _epochs(
 
 
 def _batches(split: Split, batch_size: int) -> tf.data.Dataset:
-    return _untuned(tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(batch_size))
+    return tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(batch_size)
 
 
 def _untuned(elements: tf.data.Dataset) -> tf.data.Dataset:
