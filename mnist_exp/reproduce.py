@@ -31,7 +31,7 @@ from mnist_exp.checkpoint import digest
 from mnist_exp.config import PACKAGE, Config, own_sources, params
 from mnist_exp.data import Dataset
 from mnist_exp.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
-from mnist_exp.sweep import load
+from mnist_exp.sweep import import_tensorflow, load
 from mnist_exp.trust import read_config
 
 SHOWN_LINES = 200  # of a difference in code
@@ -203,9 +203,9 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     if config.init_from is not None:
         tracking.find_run(uri, config.init_from)  # it is needed, and missing in the store of whoever has a capsule
     store = tracking.open_store(uri, config.tracking.experiment)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with terminal.quiet_stderr("importing TensorFlow"):
-        from mnist_exp.run import run_experiment
+    import_tensorflow()
+    from mnist_exp.run import run_experiment
+
     output = Path("outputs", time.strftime("%Y-%m-%d"), f"{time.strftime('%H-%M-%S')}-{time.time_ns() % 10**9:09}")
     output.mkdir(parents=True)
     tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
@@ -274,9 +274,9 @@ def _capsule(given: Sequence[str]) -> int:
     record = _from_store(arguments.run, arguments.tracking_uri)
     from mnist_exp import tracking
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with terminal.quiet_stderr("importing TensorFlow"):
-        from mnist_exp.models import saved_weights
+    import_tensorflow()
+    from mnist_exp.models import saved_weights
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = tracking.download(arguments.tracking_uri, str(record.run_id), "saved_model", Path(scratch))
         weights = saved_weights(folder)
