@@ -82,20 +82,26 @@ def environment(folder: Path) -> dict[str, str]:
     return {**kept, "KERAS_HOME": str(folder / "keras")}
 
 
-def commands(folder: Path, cases: Mapping[str, Case]) -> dict[str, Said]:
-    """Run the cases in one process that starts in `folder`."""
-    given = json.dumps({name: case._asdict() for name, case in cases.items()})
+def drive(folder: Path, driver: str, given: object, timeout: int, *flags: str) -> str:
+    """What Python code that reads JSON prints, in a process of its own that starts in `folder`."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:hydra", "-c", DRIVER],
-        input=given,
+        [sys.executable, *flags, "-c", driver],
+        input=json.dumps(given),
         cwd=folder,
         env=environment(folder),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands(folder: Path, cases: Mapping[str, Case]) -> dict[str, Said]:
+    """Run the cases in one process that starts in `folder`."""
+    given = {name: case._asdict() for name, case in cases.items()}
+    drive(folder, DRIVER, given, 170, "-W", "error::UserWarning:hydra")
     return {name: Said(*said) for name, said in json.loads((folder / "results.json").read_text()).items()}
 
 

@@ -1,15 +1,13 @@
 """A logged config from a stranger: whatever it holds that could run, read or fetch something is refused in one line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from hydra.utils import get_object
 
 from mnist_exp.config import FACTS, ConfigError, check, to_yaml
 from mnist_exp.trust import MAX_BYTES, builders, read_config
-from tests.conftest import environment
+from tests.conftest import drive
 from tests.test_config import composed
 
 # The command on each config in turn, all in one process, which tells what it came to import.
@@ -193,18 +191,8 @@ HOSTILE = {
 def refusals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "evil.py").write_text(f"open({CANARY!r}, 'w')\n")
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps({case: content for case, (content, _) in HOSTILE.items()}),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    given = {case: content for case, (content, _) in HOSTILE.items()}
+    return json.loads(drive(folder, DRIVER, given, 120))
 
 
 @pytest.mark.parametrize("case", HOSTILE)
