@@ -184,6 +184,7 @@ def compare_processes(folder: Path) -> list[Row]:
         "sweep.skip_finished=false",  # one of the four has run above
     ]
     _, sweep = execute(folder, "mnist_exp.train", *grid)
+    _, side_by_side = execute(folder, "mnist_exp.train", *grid, "hydra/launcher=processes", "hydra.launcher.n_jobs=2")
     return [
         Row(
             "5 epochs of `workshop_mlp`, process start to exit",
@@ -194,6 +195,14 @@ def compare_processes(folder: Path) -> list[Row]:
             "tracked against untracked",
         ),
         Row("sweep of 4 runs, 5 epochs, start to exit", four, sweep, ">= 3", four >= 3 * sweep, "against four scripts"),
+        Row(
+            "the same, two at a time",
+            four,
+            side_by_side,
+            ">= 3",
+            four >= 3 * side_by_side,
+            "`hydra/launcher=processes`",
+        ),
     ]
 
 

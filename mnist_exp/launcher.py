@@ -2,14 +2,17 @@
 
 The official `hydra/launcher=joblib` loses the rest of a sweep when a worker is killed: its workers are one pool, and a
 pool that loses a process is broken. Here every worker is a pool of its own, so that it takes its job alone with it.
-Workers live as long as the sweep: each imports TensorFlow once.
+Workers live as long as the sweep. On Linux they are forked from a server that has imported TensorFlow and done nothing
+with it, so that none waits for the import; where there are GPUs, each imports it anew.
 """
 
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -64,6 +67,18 @@ def gpus() -> list[str]:
     if visible is not None:
         return [name for name in visible.split(",") if name not in ("", "-1")]
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def start_method() -> str:
+    """How workers are begun. A fork keeps no threads and no GPU: it has to come before TensorFlow computes."""
+    return "forkserver" if sys.platform == "linux" and not gpus() else "spawn"
+
+
+def import_beside(launcher: DictConfig) -> None:
+    """Begin the import of what workers are forked with: it takes as long as the same import in this process."""
+    if launcher._target_.endswith(".Processes") and start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(["mnist_exp.preloaded"])
+        multiprocessing.forkserver.ensure_running()
 
 
 class Shared(NamedTuple):
@@ -131,8 +146,8 @@ class Processes(Launcher):
         gpu = available[self.begun % len(available)] if available else None
         self.begun += 1
         shared = cloudpickle.dumps(self.shared._replace(singletons=Singleton.get_state()))
-        spawn = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-        return ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin, initargs=(shared, gpu))
+        context = multiprocessing.get_context(start_method())
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(shared, gpu))
 
     def _again(self, overrides: list[str], times: int) -> bool:
         """Record that the run of a worker was killed, and say so; whether the job is to be tried again."""

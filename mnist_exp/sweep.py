@@ -43,6 +43,7 @@ from mnist_exp.data import Dataset, resolve_auto
 
 DONE = ("FINISHED", "SKIPPED")
 TELL_SECONDS = 5.0
+UNUSED = ("sklearn", "jax")  # Keras and TensorFlow import them where they find them, for wrappers that no run calls
 Result = TypeVar("Result")
 # Okabe and Ito's, distinguishable to colour-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
@@ -86,13 +87,14 @@ class SweepCallback(Callback):
             jobs = check_jobs(kwargs["config_name"], expanded)
             settled = {settle(job.config) for job in jobs if is_auto(job.config)}
             check_data(jobs)
+            launcher.import_beside(config.hydra.launcher)
             from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
             first = jobs[0].config
             store = tracking.open_store(first.tracking.uri, first.tracking.experiment)
             tracking.end_dead_runs(store)
             what = "ends of the space" if searched else "runs"
-            prepare(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
+            prepare(jobs, store, config.hydra.launcher, what)
             if first.sweep.preflight == "only":
                 sys.exit(0)
             if searched:  # the values of its jobs are not known yet, their number is
@@ -132,13 +134,13 @@ def _leave(error: Exception) -> NoReturn:
     sys.exit(EXIT_FAILED)
 
 
-def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
+def prepare(jobs: Sequence[Job], store: Any, by: DictConfig, what: str = "runs") -> None:
     """Build every model on shapes only, and say what is to come.
 
     Args:
         jobs: all of them.
         store: says which of them an earlier run has the result of.
-        here: they will be run by this process, and so have its devices.
+        by: the launcher that will run them.
         what: they are called.
 
     Raises:
@@ -161,6 +163,7 @@ def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") 
         from mnist_exp import devices, preflight
 
         trainer = missing[0][0].config.trainer
+        here = "BasicLauncher" in by._target_  # by this process, and so with its devices
         devices.configure(trainer.devices if here else "cpu", trainer.threads or provenance.cores())
         sizes = preflight.models([(job.config, data, job.swept) for job, data in missing])
         sized = [(job.config, data, size) for (job, data), size in zip(missing, sizes, strict=True)]
@@ -174,9 +177,18 @@ def import_tensorflow() -> None:
     if "mnist_exp.run" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with terminal.quiet_stderr("importing TensorFlow"):
-        import mnist_exp.run  # noqa: F401
-    gc.freeze()  # what was imported stays: not looking through it again saves each run a third of a second
+    unused = [name for name in UNUSED if name not in sys.modules]
+    gc.disable()  # what is imported stays: looking through it for garbage takes a second of the import's four
+    try:
+        for name in unused:
+            sys.modules[name] = None  # type: ignore[assignment]  # not to be found
+        with terminal.quiet_stderr("importing TensorFlow"):
+            import mnist_exp.run  # noqa: F401
+    finally:
+        for name in unused:
+            del sys.modules[name]
+        gc.freeze()  # and would take each run a third of a second
+        gc.enable()
 
 
 def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = frozenset()) -> Sweep:

@@ -86,6 +86,11 @@ class Store(NamedTuple):
         return f"{host}/#/experiments/{self.experiment_id}/runs?{query}"
 
 
+def import_database() -> None:
+    """Import what MLflow, at the first store in a database that it opens, takes half a second for."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def open_store(uri: str | None, experiment: str) -> Store:
     """Open, and at first use create, the store and the experiment.
 

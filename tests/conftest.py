@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
@@ -116,6 +117,12 @@ def start(folder: Path, *arguments: str, group: bool = False) -> "subprocess.Pop
         text=True,
         start_new_session=group,
     )
+
+
+def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that a command of `hydra/launcher=processes` trains in: forked from a child of its own."""
+    servers = [child for child in psutil.Process(process.pid).children() if "forkserver" in " ".join(child.cmdline())]
+    return [worker for server in servers for worker in server.children()]
 
 
 def runs(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.conftest import SHORT, start
+from tests.conftest import SHORT, start, workers
 
 KILLS = 3 if SHORT else 10
 LONG = ["trainer.epochs=30", "trainer.checkpoint=true", "trainer.threads=1"]  # so that some die half-trained
@@ -52,13 +52,13 @@ def kill(folder, chance, whom):
             break
     time.sleep(chance.uniform(0, 2))
     alive = process.poll() is None
-    workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-    if whom == "a worker" and workers:
-        chance.choice(workers).kill()
+    training = workers(process) if alive else []
+    if whom == "a worker" and training:
+        chance.choice(training).kill()
         time.sleep(chance.uniform(0, 4))
     if whom == "the parent":
         process.kill()
-        psutil.wait_procs(workers, timeout=40)  # which close their runs and end
+        psutil.wait_procs(training, timeout=40)  # which close their runs and end
     else:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

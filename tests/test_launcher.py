@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mnist_exp import RequestError, launcher
-from tests.conftest import SHORT, environment, runs, start
+from tests.conftest import SHORT, environment, runs, start, workers
 
 # A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
 DEADLY = """
@@ -69,6 +69,31 @@ def test_a_number_of_processes_that_makes_no_sense_is_refused(n_jobs):
 def test_gpus_are_those_the_process_may_use(monkeypatch, visible, named):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert launcher.gpus() == named
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
+@pytest.mark.parametrize(("visible", "method"), [("0", "spawn"), ("", "forkserver")])
+def test_workers_are_forked_where_there_is_no_gpu(monkeypatch, visible, method):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launcher.start_method() == method
+
+
+# TensorFlow's runtime starts threads, which a fork loses; what else starts one brings it back by itself.
+THREADS = """
+import mnist_exp.preloaded
+from pathlib import Path
+from tensorflow.python.eager import context
+threads = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
+print(context._context, len(threads) - threads.count("jemalloc_bg_thd"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_workers_are_forked_from_has_started_nothing(tmp_path):
+    alone = {**environment(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=alone, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout == "None 1\n"
 
 
 def digests(folder):
@@ -156,15 +181,15 @@ def test_workers_end_with_their_parent_and_close_their_runs(tmp_path, with_store
         assert process.poll() is None
         line = process.stderr.readline()
         waiting -= {begun for begun in waiting if begun in line}
-    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-    assert len(workers) == 2
+    training = workers(process)
+    assert len(training) == 2
     began = time.perf_counter()
     (os.killpg if group else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     # Python 3.11 may wake a thread of a pool whose pipe is just being closed, when all is done and said.
     assert "Traceback" not in err.partition("Exception ignored in: <module 'threading'")[0]
-    _, alive = psutil.wait_procs(workers, timeout=40)
+    _, alive = psutil.wait_procs(training, timeout=40)
     assert not alive
     assert time.perf_counter() - began < 40
     statuses = runs(tmp_path)

@@ -9,6 +9,7 @@ from hydra.types import RunMode
 
 from mnist_exp import provenance, sweep, terminal, tracking
 from mnist_exp.config import CONF_DIR, PACKAGE, check, identity
+from tests.conftest import drive
 from tests.test_config import composed
 
 FACTS = {"source": "abc", "data": "def", "threads": 1, "versions": {"keras": "3.15.0", "numpy": "2.4.6"}}
@@ -136,6 +137,20 @@ class Training:
         if self.errors:
             raise self.errors.pop(0)
         return "result"
+
+
+IMPORT = """
+import gc, sys
+from mnist_exp import sweep
+
+sweep.import_tensorflow()
+print([name in sys.modules for name in (*sweep.UNUSED, "tensorflow")], gc.isenabled(), gc.get_freeze_count() > 100_000)
+import sklearn.base
+"""
+
+
+def test_tensorflow_is_imported_without_what_no_run_needs_and_that_can_be_imported_later(tmp_path):
+    assert drive(tmp_path, IMPORT, None, 60) == "[False, False, True] True True\n"
 
 
 def test_running_out_of_memory_is_tried_again_and_nothing_else(capsys):
