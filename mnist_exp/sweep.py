@@ -1,5 +1,6 @@
 """What surrounds the runs of a multirun: every job checked before the first, a run of the sweep's own, its summary."""
 
+import atexit
 import csv
 import gc
 import itertools
@@ -189,6 +190,7 @@ def import_tensorflow() -> None:
             del sys.modules[name]
         gc.freeze()  # and would take each run a third of a second
         gc.enable()
+    atexit.register(gc.freeze)  # and Python's end a fifth
 
 
 def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = frozenset()) -> Sweep:
