@@ -95,7 +95,7 @@ class SweepCallback(Callback):
             store = tracking.open_store(first.tracking.uri, first.tracking.experiment)
             tracking.end_dead_runs(store)
             what = "ends of the space" if searched else "runs"
-            prepare(jobs, store, config.hydra.launcher, what)
+            prepare(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
             if first.sweep.preflight == "only":
                 sys.exit(0)
             if searched:  # the values of its jobs are not known yet, their number is
@@ -135,13 +135,13 @@ def _leave(error: Exception) -> NoReturn:
     sys.exit(EXIT_FAILED)
 
 
-def prepare(jobs: Sequence[Job], store: Any, by: DictConfig, what: str = "runs") -> None:
+def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
     """Build every model on shapes only, and say what is to come.
 
     Args:
         jobs: all of them.
         store: says which of them an earlier run has the result of.
-        by: the launcher that will run them.
+        here: they will be run by this process, and so have its devices.
         what: they are called.
 
     Raises:
@@ -164,7 +164,6 @@ def prepare(jobs: Sequence[Job], store: Any, by: DictConfig, what: str = "runs")
         from mnist_exp import devices, preflight
 
         trainer = missing[0][0].config.trainer
-        here = "BasicLauncher" in by._target_  # by this process, and so with its devices
         devices.configure(trainer.devices if here else "cpu", trainer.threads or provenance.cores())
         sizes = preflight.models([(job.config, data, job.swept) for job, data in missing])
         sized = [(job.config, data, size) for (job, data), size in zip(missing, sizes, strict=True)]
