@@ -120,9 +120,12 @@ def start(folder: Path, *arguments: str, group: bool = False) -> "subprocess.Pop
 
 
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes that a command of `hydra/launcher=processes` trains in: forked from a child of its own."""
-    servers = [child for child in psutil.Process(process.pid).children() if "forkserver" in " ".join(child.cmdline())]
-    return [worker for server in servers for worker in server.children()]
+    """The processes that a command of `hydra/launcher=processes` trains in: children of it or of its fork server."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        started = " ".join(child.cmdline())
+        found += [child] if "spawn_main" in started else child.children() if "forkserver" in started else []
+    return found
 
 
 def runs(folder: Path) -> dict[str, str]:

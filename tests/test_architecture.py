@@ -41,6 +41,7 @@ OWN = {
     "terminal": set(),
     "search": {"config", "terminal"},
     "launcher": {"provenance", "terminal", "tracking"},
+    "preloaded": {"sweep", "tracking"},
     "preflight": {"config", "data", "devices", "run", "tracking"},
     "sweep": {
         *("config", "data", "devices", "launcher", "plots", "preflight", "provenance", "run"),
