@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp import RequestError
 from mnist_exp.data import DataError, check_validation
+from mnist_exp.redact import redact
 
 PACKAGE = Path(__file__).resolve().parent
 # In a wheel the conf tree lies inside the package, in a checkout beside it.
@@ -438,7 +439,8 @@ def params(config: Config) -> dict[str, str]:
     """The flattened config as texts, and the short names of model and optimizer, which MLflow's UI has room for."""
     names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
     flat = {key: v for key, v in flatten(asdict(config)).items() if not key.startswith(("sweep.", "resume"))}
-    return names | {key: _text(value) for key, value in flat.items()}
+    # A value is secret by its content, such as an address with a password, or by its key.
+    return names | {key: redact(f"{key}={_text(value)}").removeprefix(f"{key}=") for key, value in flat.items()}
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,7 @@ from mnist_exp import RequestError, devices, metrics, plots, provenance, termina
 from mnist_exp.config import PACKAGE, Config, build, identity, own_sources, params, to_yaml
 from mnist_exp.data import Dataset
 from mnist_exp.models import saved_weights
+from mnist_exp.redact import redact
 from mnist_exp.tracking import RunLog, Store, download, tracked_run
 
 # Told of each epoch its number, its metrics and the digest of its weights; true ends the training there.
@@ -179,9 +180,9 @@ def _write_origin(
     }
     environment = json.dumps({**provenance.environment(), **described}, indent=2)
     for name, text in (
-        ("config.yaml", to_yaml(config)),
-        ("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides)))),
-        ("environment.json", environment + "\n"),
+        ("config.yaml", redact(to_yaml(config))),
+        ("overrides.yaml", redact(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))),
+        ("environment.json", redact(environment) + "\n"),
         ("requirements.txt", "\n".join(provenance.requirements()) + "\n"),
         ("code.diff", code.diff),
     ):

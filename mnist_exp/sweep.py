@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_exp import EXIT_FAILED, EXIT_SENSELESS, RequestError, launcher, provenance, search, terminal
@@ -41,6 +41,7 @@ from mnist_exp.config import (
     own_sources,
 )
 from mnist_exp.data import Dataset, resolve_auto
+from mnist_exp.redact import redact, redact_file
 
 DONE = ("FINISHED", "SKIPPED")
 TELL_SECONDS = 5.0
@@ -109,6 +110,15 @@ class SweepCallback(Callback):
                 config.hydra.overrides.task.append(override)
         print(f"sweep {sweep.id}: {len(jobs)} runs", file=sys.stderr, flush=True)
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remove secrets from the files that Hydra has just written for a job and its sweep."""
+        settings = config.hydra
+        files = [Path(settings.sweep.dir, "multirun.yaml")] if settings.mode == RunMode.MULTIRUN else []
+        if settings.output_subdir is not None:
+            files += Path(settings.runtime.output_dir, settings.output_subdir).glob("*.yaml")
+        for path in files:
+            redact_file(path)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Close the sweep's run with its summary; exit with 1 when a job has no result."""
         try:
@@ -131,7 +141,7 @@ def _leave(error: Exception) -> NoReturn:
     if isinstance(error, RequestError):
         terminal.complain(str(error))
         sys.exit(EXIT_SENSELESS)
-    traceback.print_exception(error)
+    terminal.print_traceback(error)
     sys.exit(EXIT_FAILED)
 
 
@@ -430,7 +440,7 @@ def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
         note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
         best = last[rows[0].job] if rows and rows[0].status in DONE else None
         with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), rows, f"`{' '.join(sys.argv[1:])}`\n\n{note}")
+            _write(Path(folder), rows, redact(f"`{' '.join(sys.argv[1:])}`\n\n{note}"))
             if extra is not None and extra.is_dir():
                 shutil.copytree(extra, folder, dirs_exist_ok=True)
             tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder), note)

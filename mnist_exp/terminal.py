@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mnist_exp import EXIT_TERMINATED
+from mnist_exp.redact import redact
 
 
 class Row(NamedTuple):
@@ -150,8 +152,13 @@ def terminate(*_: object) -> NoReturn:
 
 def complain(message: str) -> None:
     """Say what is wrong with a request: each line of the message on standard error, marked as an error."""
-    for line in message.splitlines():
+    for line in redact(message).splitlines():
         print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of a bug to standard error."""
+    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
 
 
 def warn_no_mnist(used: str) -> None:

@@ -45,6 +45,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp import RequestError, RunError
 from mnist_exp.provenance import is_gone, process
+from mnist_exp.redact import redact
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it prints the traceback of what it also raises
@@ -74,13 +75,13 @@ class Store(NamedTuple):
     def ui_command(self) -> str:
         """What opens the MLflow UI on this store."""
         if self.is_server:
-            return f"open {self.uri}"
+            return f"open {redact(self.uri)}"
         default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-        return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {self.uri}")
+        return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {redact(self.uri)}")
 
     def ui_link(self, sweep: str) -> str:
         """The charts of a sweep's runs in the UI; without `workflowType` it opens in a mode that hides them."""
-        host = self.uri if self.is_server else "http://127.0.0.1:5000"
+        host = redact(self.uri) if self.is_server else "http://127.0.0.1:5000"
         runs = quote(_in_sweep(sweep), safe="'")
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
         return f"{host}/#/experiments/{self.experiment_id}/runs?{query}"
@@ -379,7 +380,7 @@ def tracked_run(
         except BaseException as error:
             status = "FAILED"
             with suppress(OSError):  # what went wrong matters more
-                (log.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                (log.folder / "traceback.txt").write_text(redact(traceback.format_exc()), encoding="utf-8")
             if isinstance(error, (MlflowException, SQLAlchemyError)):
                 raise RunError(f"tracking.uri={store.uri} stopped working: {_first_line(error)}") from error
             raise
@@ -450,9 +451,9 @@ def _read_record(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def _context(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags with those that MLflow adds; the address of a repository without the password or token it may hold."""
+    """Tags with those that MLflow adds, such as the repository's address; all without the secrets they may show."""
     found: dict[str, str] = mlflow.tracking.context.registry.resolve_tags(dict(tags))
-    return {key: re.sub(r"//[^/@]*@", "//", text) if key.endswith("epoURL") else text for key, text in found.items()}
+    return {key: redact(text) for key, text in found.items()}
 
 
 def _close(log: RunLog, status: str, output: Path) -> None:
@@ -732,4 +733,4 @@ def artifact_names(uri: str, run_id: str) -> list[str]:
 
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return redact(lines[0])[:300] if lines else type(error).__name__

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def job(composed: DictConfig) -> float | list[float]:
         code = EXIT_SENSELESS
     except Exception as error:  # noqa: BLE001 - whatever it is, the siblings of this run must go on
         if not isinstance(error, RunError | OSError):  # a diverged loss, a full disk: no bug
-            traceback.print_exc()
+            terminal.print_traceback(error)
         text = str(error).strip().partition("\n")[0]
         terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:

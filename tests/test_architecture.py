@@ -25,9 +25,10 @@ ALLOWED = {
 }
 # Which of the package's own modules a module may know; entry points and `run` may know any.
 OWN = {
-    "config": {"data"},
+    "config": {"data", "redact"},
     "data": set(),
     "models": set(),
+    "redact": set(),
     "schedules": set(),
     "augment": {"data"},
     "devices": set(),
@@ -36,16 +37,16 @@ OWN = {
     "trainer": {"checkpoint", "data", "resident"},
     "metrics": set(),
     "plots": {"metrics"},
-    "provenance": set(),
-    "tracking": {"provenance"},
-    "terminal": set(),
+    "provenance": {"redact"},
+    "tracking": {"provenance", "redact"},
+    "terminal": {"redact"},
     "search": {"config", "terminal"},
     "launcher": {"provenance", "terminal", "tracking"},
     "preloaded": {"sweep", "tracking"},
     "preflight": {"config", "data", "devices", "run", "tracking"},
     "sweep": {
         *("config", "data", "devices", "launcher", "plots", "preflight", "provenance", "run"),
-        *("search", "terminal", "tracking"),
+        *("redact", "search", "terminal", "tracking"),
     },
     "trust": {"config"},
     "record": set(),
@@ -90,7 +91,7 @@ def own(path):
 
 
 def test_every_module_that_a_run_computes_with_is_part_of_its_identity():
-    reached, recording = {"run"}, {"plots", "provenance", "terminal", "tracking"}
+    reached, recording = {"run"}, {"plots", "provenance", "redact", "terminal", "tracking"}
     for _ in MODULES:
         reached |= {
             part
