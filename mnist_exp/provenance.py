@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from mnist_exp import RequestError
+from mnist_exp.redact import is_private, shows_secret
 
 LOG = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ ENVIRONMENT = (
 )
 
 DIFF_LIMIT = 2**20  # bytes
+LEFT_OUT = "# left out: "  # begins a line of a diff that names a file which the diff lacks
 
 # A git hook exports these to point at its own repository, which need not be the package's.
 _REPOSITORY_VARIABLES = {
@@ -232,7 +234,9 @@ def code_state(folder: Path) -> Code:
 
     The diff is against HEAD, covers every tracked file and those untracked, not ignored files that lie in
     the package or in `conf` beside it, and restores them with `git apply` (text that is not UTF-8 excepted).
-    Beyond `DIFF_LIMIT` bytes it is cut, and its last line says so. Nothing in the repository is written.
+    Files such as `.env` and keys do not belong to the code. A file whose new lines show a secret is left out; a comment
+    at the top of the diff names it. Beyond `DIFF_LIMIT` bytes it is cut, and its last line says so. Nothing in the
+    repository is written.
 
     Args:
         folder: The package's folder.
@@ -262,7 +266,7 @@ def code_state(folder: Path) -> Code:
     except (OSError, subprocess.SubprocessError) as error:
         LOG.warning("git cannot tell the changes of the code: %s", _reason(error))
         return Code(commit, branch, True, f"# not recorded: {_reason(error)}\n")
-    return Code(commit, branch, bool(diff), _capped(diff))
+    return Code(commit, branch, bool(diff), _capped(_without_secrets(diff)))
 
 
 def restore(folder: Path, commit: str, diff: bytes, target: Path) -> None:
@@ -288,7 +292,7 @@ def restore(folder: Path, commit: str, diff: bytes, target: Path) -> None:
         _git(top, "cat-file", "-e", f"{commit}^{{commit}}")
         _git(top, "clone", "--quiet", "--no-checkout", "--", str(top), str(target.absolute()))
         _git(target, "checkout", "--quiet", "--detach", commit)
-        if diff:
+        if any(not line.startswith(LEFT_OUT.encode()) for line in diff.splitlines()):
             _git(target, "apply", "--whitespace=nowarn", "-", stdin=diff)
     except (OSError, subprocess.SubprocessError) as error:
         lines = _reason(error).splitlines() or ["no reason given"]
@@ -302,6 +306,7 @@ def _status(top: Path, folder: Path) -> tuple[str | None, str | None, list[bytes
     header = dict(os.fsdecode(record[2:]).split(" ", 1) for record in records if record.startswith(b"# "))
     commit, branch = header["branch.oid"], header["branch.head"]
     untracked = [record[2:] for record in records if record.startswith(b"? ")]
+    untracked = [path for path in untracked if not is_private(os.fsdecode(path))]
     return None if commit == "(initial)" else commit, None if branch == "(detached)" else branch, untracked
 
 
@@ -319,6 +324,20 @@ def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) ->
         # diff-index, unlike diff, has no user settings that make a patch `git apply` cannot read.
         options = ["--patch", "--binary", "--no-ext-diff", "--no-textconv", "--no-color"]
         return _git(top, "diff-index", *options, tree, "--", index=copy)
+
+
+def _without_secrets(diff: bytes) -> bytes:
+    """The diff without the files whose new lines show a secret, behind a comment for each, which git skips."""
+    kept, comments = [], []
+    for patch in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
+        name = patch.partition(b"\n")[0].rpartition(b" b/")[2].decode(errors="replace")
+        added = b"\n".join(line[1:] for line in patch.splitlines() if line.startswith(b"+"))
+        if shows_secret(name, added.decode(errors="replace")):
+            LOG.warning("code.diff leaves out %s: it seems to hold a password or a key", name)
+            comments.append(f"{LEFT_OUT}{name}: it seems to hold a password or a key\n".encode())
+        else:
+            kept.append(patch)
+    return b"".join(comments + kept)
 
 
 def _capped(diff: bytes) -> str:

@@ -25,7 +25,7 @@ _IN_SOURCE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY",
     re.IGNORECASE,
 )
-_SOURCES = (".py", ".yaml", ".yml")
+_PRIVATE = (".pem", ".key", ".p12", ".pfx", ".kdbx")
 
 
 def redact(text: str) -> str:
@@ -51,6 +51,7 @@ def shows_secret(name: str, text: str) -> bool:
     return _IN_SOURCE.search(text) is not None or (not name.endswith(".py") and redact(text) != text)
 
 
-def is_source(name: str) -> bool:
-    """Whether a file of this name can belong to the code of a run: `.env` and key files cannot."""
-    return name.endswith(_SOURCES) and not name.rpartition("/")[2].startswith(".")
+def is_private(path: str) -> bool:
+    """Whether a file of this name is private by custom: hidden, such as `.env` and `.netrc`, or a key."""
+    name = path.rpartition("/")[2]
+    return name.startswith((".", "id_rsa", "id_ed25519")) or name.endswith(_PRIVATE)

@@ -67,6 +67,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
     if arguments.checkout is not None:
         provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), arguments.checkout)
         print(f"restored commit {_commit(then)} with the run's uncommitted changes in {arguments.checkout}")
+        for line in then.files.get("code.diff", b"").decode(errors="replace").splitlines():
+            if line.startswith(provenance.LEFT_OUT):
+                print(line.removeprefix("# "))
         return 0
     config = read_config(then.files["config.yaml"], trusted=arguments.trust)
     until = None if arguments.dry_run else _epochs(then, arguments.epochs)

@@ -138,6 +138,28 @@ def test_ignored_files_and_untracked_ones_elsewhere_stay_out(checkout):
 
 
 @needs_git
+def test_files_that_hold_secrets_stay_out_and_the_rest_is_restored(checkout, tmp_path):
+    package = checkout / "package"
+    (package / ".env").write_text("TOKEN=hush-hush\n")
+    (package / "key.pem").write_text("hush-hush\n")
+    (package / "store.yaml").write_text("password: hush-hush\n")
+    (package / "store.py").write_text('URL = "postgresql://me:hush-hush@host/db"\n')
+    (package / "new.py").write_text("password = ask()\n")
+    (package / "model.py").write_text("layers = 3\n")
+    state = code_state(package)
+    assert state.commit is not None
+    assert "hush-hush" not in state.diff
+    assert [line for line in state.diff.splitlines() if line.startswith("# left out: ")] == [
+        f"# left out: package/{name}: it seems to hold a password or a key" for name in ("store.py", "store.yaml")
+    ]
+    provenance.restore(package, state.commit, state.diff.encode(), tmp_path / "then")
+    restored = {path.name for path in (tmp_path / "then" / "package").iterdir()}
+    assert {"new.py", "model.py"} <= restored
+    assert not restored & {".env", "key.pem", "store.py", "store.yaml"}
+    assert (tmp_path / "then" / "package" / "model.py").read_text() == "layers = 3\n"
+
+
+@needs_git
 def test_a_run_s_code_is_restored_into_a_new_folder(checkout, tmp_path):
     package = checkout / "package"
     (package / "model.py").write_text("layers = 3\n")
