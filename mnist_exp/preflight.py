@@ -110,10 +110,16 @@ def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
         kind = (model, optimizer, config.trainer.batch_size, dataset.name)
         kinds.setdefault(kind, []).append((config.trainer.epochs, parameters))
         size += BYTES_A_RUN + BYTES_A_PARAMETER * parameters + len(dataset.test.labels) * (4 * dataset.num_classes + 8)
-    runs = {kind: similar_runs(store, *kind) for kind in kinds}
+    runs = {kind: [run for run in similar_runs(store, *kind) if _is_timed(run)] for kind in kinds}
     known = [_seconds(runs[kind], *job) for kind, members in kinds.items() if runs[kind] for job in members]
     unknown = [f"{kind[0]} with {kind[1]} at batch size {kind[2]}" for kind in kinds if not runs[kind]]
     return Plan(sum(known), unknown, size)
+
+
+def _is_timed(run: Any) -> bool:
+    """Whether the run recorded what `_seconds` reads: one of an older version may not."""
+    metrics = {"parameters", "fit_seconds", "compile_seconds"}
+    return metrics <= run.data.metrics.keys() and "trainer.epochs" in run.data.params
 
 
 def _seconds(runs: Sequence[Any], epochs: int, parameters: int) -> float:

@@ -9,6 +9,7 @@ A program outlives its run: compiling one takes a second, and TensorFlow never g
 its state; the next run of an equal model finds it compiled.
 """
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -155,6 +156,13 @@ def _told(part: Any) -> bool:
 @lru_cache(maxsize=TWINS)
 def _twin(description: str, batch_size: int, evaluation_batch: int, xla: bool) -> Twin:
     return _programs(keras.models.model_from_json(description), batch_size, evaluation_batch, xla)
+
+
+def free() -> None:
+    """Free the models of all cached programs, with their optimizers' slots, and what else Keras keeps of them."""
+    _twin.cache_clear()
+    keras.backend.clear_session()
+    gc.collect()  # models are parts of reference cycles
 
 
 def _copy_state(source: keras.Model, target: keras.Model) -> None:

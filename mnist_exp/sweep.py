@@ -125,7 +125,8 @@ class SweepCallback(Callback):
             folder = Path(config.hydra.sweep.dir, "search")
             complete = [close_sweep(sweep, "FINISHED", folder) for sweep in _open[:]]
         except Exception as error:  # noqa: BLE001 - as above
-            _leave(error)
+            _say(error)
+            sys.exit(EXIT_FAILED)
         if not all(complete):
             sys.exit(EXIT_FAILED)
 
@@ -138,11 +139,16 @@ def _threads(config: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def _leave(error: Exception) -> NoReturn:
+    _say(error)
+    sys.exit(EXIT_SENSELESS if isinstance(error, RequestError) else EXIT_FAILED)
+
+
+def _say(error: Exception) -> None:
+    """Print one line for a problem that the user can mend, a traceback for a bug."""
     if isinstance(error, RequestError):
         terminal.complain(str(error))
-        sys.exit(EXIT_SENSELESS)
-    terminal.print_traceback(error)
-    sys.exit(EXIT_FAILED)
+    else:
+        terminal.print_traceback(error)
 
 
 def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
@@ -215,7 +221,13 @@ def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = froze
 
 def abandon_sweep(status: str) -> bool:
     """Close the sweep that is open when something ends the command before its time; whether there was one."""
-    return bool([close_sweep(sweep, status) for sweep in _open[:]])
+    abandoned = _open[:]
+    for sweep in abandoned:
+        try:
+            close_sweep(sweep, status)
+        except Exception as error:  # noqa: BLE001 - the command is ending for another reason, which its exit code tells
+            _say(error)
+    return bool(abandoned)
 
 
 def job_tags(sweep: str, number: int) -> dict[str, str]:
@@ -260,11 +272,17 @@ def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = N
     device = _device(config.trainer.devices, threads)
     facts = provenance.facts(PACKAGE, own_sources(config), dataset.fingerprint, threads, device)
     wanted = identity(config, facts)
-    alike = [run for run in tracking.finished_runs(store, identity(config, {})) if "pruned" not in run.data.tags]
-    found = next((run for run in alike if run.data.tags["identity"] == wanted), None)
-    if alike and found is None and name is not None:
-        different = difference(json.loads(alike[0].data.tags["identity.facts"]), facts)
-        print(terminal.again_line(name, alike[0].info.run_id, different), file=sys.stderr, flush=True)
+    needed = {"final_val_accuracy", "test_accuracy", *config.sweep.objective}  # a run of an older version may lack some
+    alike = [
+        run
+        for run in tracking.finished_runs(store, identity(config, {}))
+        if "pruned" not in run.data.tags and needed <= run.data.metrics.keys()
+    ]
+    found = next((run for run in alike if run.data.tags.get("identity") == wanted), None)
+    compared = next((run for run in alike if "identity.facts" in run.data.tags), None)
+    if compared is not None and found is None and name is not None:
+        different = difference(json.loads(compared.data.tags["identity.facts"]), facts)
+        print(terminal.again_line(name, compared.info.run_id, different), file=sys.stderr, flush=True)
     return found
 
 
@@ -292,7 +310,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def attempt(train: Callable[[], Result], retries: int) -> Result:
-    """Train, and again up to `retries` times when the memory did not suffice: other processes may have left some."""
+    """Train, and again up to `retries` times when the memory did not suffice, after all that was kept is freed."""
+    from mnist_exp import resident
     from mnist_exp.devices import OUT_OF_MEMORY
 
     for left in reversed(range(retries + 1)):
@@ -304,7 +323,7 @@ def attempt(train: Callable[[], Result], retries: int) -> Result:
             terminal.complain(
                 f"out of memory, trying again: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             )
-        gc.collect()  # what the failed attempt had is held by cycles, and after the except clause by no traceback
+        resident.free()  # after the except clause, whose traceback holds what the failed attempt had
     raise AssertionError
 
 
@@ -418,33 +437,43 @@ def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
     """Print the sweep's table, record it in the sweep's own run and end that; returns whether every job has a result.
 
     All of it comes from the store, for the jobs may have run in other processes and on other machines; besides what
-    the folder `extra` has, if there is one.
+    the folder `extra` has, if there is one. If that fails, the sweep's own run is ended all the same.
     """
     from mnist_exp import tracking
 
     with tracking.undisturbed():
         _open.remove(sweep)
-        tracking.end_dead_runs(sweep.store)  # of workers that were killed
-        if status == "FINISHED":  # so have all jobs: what looks alive on another machine was killed there
-            tracking.end_left_runs(sweep.store, sweep.id)
-        runs = tracking.sweep_runs(sweep.store, sweep.id)
-        last = {number: run for run in runs for number in tracking.job_numbers(run, sweep.id)}  # its last attempt
-        rows = sorted((_row(sweep, number, last.get(number)) for number in range(len(sweep.jobs))), key=_rank)
-        counts = _counts(rows)
-        said = ", ".join(
-            f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count or what == "finished"
-        )
-        title = f"sweep {sweep.id}: {said}"
-        terminal.sweep_table(title, rows)
-        print(f"\ncompare them:  {sweep.store.ui_command}\nthen open      {sweep.store.ui_link(sweep.id)}", flush=True)
-        note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
-        best = last[rows[0].job] if rows and rows[0].status in DONE else None
-        with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), rows, redact(f"`{' '.join(sys.argv[1:])}`\n\n{note}"))
-            if extra is not None and extra.is_dir():
-                shutil.copytree(extra, folder, dirs_exist_ok=True)
-            tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder), note)
-        return all(row.status in DONE for row in rows)
+        try:
+            return _summarize(sweep, status, extra)
+        except BaseException:
+            tracking.end_sweep(sweep.store, sweep.id, "FAILED" if status == "FINISHED" else status)
+            raise
+
+
+def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
+    from mnist_exp import tracking
+
+    tracking.end_dead_runs(sweep.store)  # of workers that were killed
+    if status == "FINISHED":  # so have all jobs: what looks alive on another machine was killed there
+        tracking.end_left_runs(sweep.store, sweep.id)
+    runs = sorted(tracking.sweep_runs(sweep.store, sweep.id), key=lambda run: run.info.status == "FINISHED")
+    last = {number: run for run in runs for number in tracking.job_numbers(run, sweep.id)}  # finished, or last tried
+    rows = sorted((_row(sweep, number, last.get(number)) for number in range(len(sweep.jobs))), key=_rank)
+    counts = _counts(rows)
+    said = ", ".join(
+        f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count or what == "finished"
+    )
+    title = f"sweep {sweep.id}: {said}"
+    terminal.sweep_table(title, rows)
+    print(f"\ncompare them:  {sweep.store.ui_command}\nthen open      {sweep.store.ui_link(sweep.id)}", flush=True)
+    note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
+    best = last[rows[0].job] if rows and rows[0].status in DONE else None
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), rows, redact(f"`{' '.join(sys.argv[1:])}`\n\n{note}"))
+        if extra is not None and extra.is_dir():
+            shutil.copytree(extra, folder, dirs_exist_ok=True)
+        tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder), note)
+    return all(row.status in DONE for row in rows)
 
 
 def _row(sweep: Sweep, number: int, run: Any) -> terminal.Row:
@@ -453,8 +482,8 @@ def _row(sweep: Sweep, number: int, run: Any) -> terminal.Row:
     job = sweep.jobs[number]
     if run is None:
         return terminal.Row(number, job.name, "NOT RUN", job.swept, None, None, None, "")
-    given = run.data.tags["overrides"].split() if sweep.searched else []
-    trained = run.data.tags["sweep"] == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
+    given = run.data.tags.get("overrides", "").split() if sweep.searched else []
+    trained = run.data.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
     return terminal.Row(
         job=number,
         name=run.info.run_name,

@@ -563,6 +563,12 @@ def sweep_stopped(store: Store, sweep: str) -> bool:
     return "stopped" in _own_run(store, sweep).data.tags
 
 
+def end_sweep(store: Store, sweep: str, status: str) -> None:
+    """End the sweep's own run as FINISHED, FAILED or KILLED."""
+    with _using(store.uri):
+        mlflow.MlflowClient(store.uri).set_terminated(_own_run(store, sweep).info.run_id, status)
+
+
 def close_sweep(
     store: Store,
     sweep: str,
@@ -572,13 +578,13 @@ def close_sweep(
     folder: Path,
     note: str,
 ) -> None:
-    """End the sweep's own run.
+    """End the sweep's own run and record its summary.
 
     Args:
         store: where it is.
         sweep: its name.
         status: FINISHED, FAILED or KILLED.
-        best: of its runs; its scores become the sweep's metrics.
+        best: of its runs; its scores, as far as it has them, become the sweep's metrics.
         counts: further metrics, such as how many jobs failed.
         folder: of its artifacts.
         note: Markdown that the UI shows as the run's description.
@@ -587,7 +593,8 @@ def close_sweep(
     client.set_terminated(own, status)  # first: whatever goes wrong below, it no longer looks alive
     scores: dict[str, float] = dict(counts)
     if best is not None:
-        scores |= {name: best.data.metrics[name] for name in ("final_val_accuracy", "test_accuracy")}
+        names = ("final_val_accuracy", "test_accuracy")
+        scores |= {name: best.data.metrics[name] for name in names if name in best.data.metrics}
         client.set_tag(own, "best_run", best.info.run_id)
     now = int(time.time() * 1000)
     client.log_batch(own, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])

@@ -45,8 +45,8 @@ OWN = {
     "preloaded": {"sweep", "tracking"},
     "preflight": {"config", "data", "devices", "run", "tracking"},
     "sweep": {
-        *("config", "data", "devices", "launcher", "plots", "preflight", "provenance", "run"),
-        *("redact", "search", "terminal", "tracking"),
+        *("config", "data", "devices", "launcher", "plots", "preflight", "provenance", "redact"),
+        *("resident", "run", "search", "terminal", "tracking"),
     },
     "trust": {"config"},
     "record": set(),

@@ -91,7 +91,10 @@ def test_time_is_that_of_earlier_runs_of_the_nearest_size():
 
 
 def test_plan_adds_up_jobs_and_names_what_is_unknown(dataset, monkeypatch):
-    found = {("linear", "Adam", 128, "digits"): [run(7850, 4, 10, 6)]}
+    older, edited = run(7850, 4, 10, 6), run(7850, 4, 10, 6)
+    del older.data.metrics["compile_seconds"], edited.data.params["trainer.epochs"]  # says nothing about the time
+    linear, mlp = (("linear", "Adam", 128, "digits"), ("mlp", "Adam", 128, "digits"))
+    found = {linear: [older, edited, run(7850, 4, 10, 6)], mlp: [older]}
     monkeypatch.setattr(preflight, "similar_runs", lambda store, *kind: found.get(kind, []))
     jobs = [(check(composed("data=digits", *job.split())), dataset, 7850) for job in ("model=linear", "model=mlp")]
     plan = preflight.plan([*jobs, jobs[0]], None)

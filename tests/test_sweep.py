@@ -1,15 +1,17 @@
 """What surrounds the runs of a multirun, on numbers; `test_train` and `test_bad_input` run whole sweeps."""
 
 import json
+import weakref
 from types import SimpleNamespace
 
+import mlflow
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 
 from mnist_exp import provenance, sweep, terminal, tracking
 from mnist_exp.config import CONF_DIR, PACKAGE, check, identity
-from tests.conftest import drive
+from tests.conftest import drive, runs
 from tests.test_config import composed
 
 FACTS = {"source": "abc", "data": "def", "threads": 1, "versions": {"keras": "3.15.0", "numpy": "2.4.6"}}
@@ -47,6 +49,8 @@ def job(monkeypatch):
         config = check(composed("data=digits", "sweep.id=A", *overrides))
         joined = []
         found = [run(**{"identity": identity(config, FACTS)} | tags) for tags in finished]
+        for made in found:
+            made.data.tags = {key: text for key, text in made.data.tags.items() if text is not None}
         monkeypatch.setattr(tracking, "finished_runs", lambda store, digest: found)
         monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.info.run_id, *where)))
         known = sweep.finished_before(config, SimpleNamespace(fingerprint="def"), None, 7)
@@ -66,6 +70,13 @@ def test_what_keeps_a_finished_run_from_being_used_is_named(job, capsys):
     assert capsys.readouterr().err == (
         "mlp-adam-s0  trained again: run id of x-s0 has the same config but not the same code\n"
     )
+
+
+def test_a_finished_run_that_lacks_what_is_read_of_it_is_not_used(job, capsys):
+    assert job([{"identity": None}]) == (None, [])  # without identity.facts too, so nothing can be named
+    assert capsys.readouterr().err == ""
+    assert job([{}], "sweep.objective=[final_val_loss]") == (None, [])  # the run did not record it
+    assert job([{}], "sweep.objective=[fit_seconds]")[1] == [("id of x-s0", "A", 7)]
 
 
 def test_a_job_trains_when_nothing_is_finished_or_skipping_is_off(job, capsys):
@@ -168,18 +179,109 @@ def test_running_out_of_memory_is_tried_again_and_nothing_else(capsys):
         sweep.attempt(Training(ValueError()), retries=5)
 
 
+def test_a_second_try_begins_without_the_programs_that_were_kept():
+    import keras
+
+    from mnist_exp import resident
+
+    model = keras.Sequential([keras.Input((28, 28, 1), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile("adam", "mse")
+    kept = resident._twin(resident._description(model), 128, 1000, False)
+    kept.model.optimizer.build(kept.model.trainable_variables)
+    weights = weakref.ref(kept.model.layers[-1].kernel)
+    slots = weakref.ref(kept.model.optimizer.variables[-1])
+    del kept
+    found = []
+
+    def train():
+        found.append((resident._twin.cache_info().currsize, weights() is None, slots() is None))
+        if len(found) == 1:
+            raise MemoryError
+        return "result"
+
+    assert sweep.attempt(train, retries=1) == "result"
+    assert found == [(1, False, False), (0, True, True)]
+
+
 def test_the_table_says_what_each_job_came_to():
     config = SimpleNamespace(name="x", seed=0)
     under_way = sweep.Sweep("A", None, [sweep.Job(config, f"seed={n}") for n in range(6)])
-    runs = {
+    found = {
         0: run(accuracy=0.7),
         1: run(sweep_id="before", jobs="1", accuracy=0.8),
         2: run(status="FAILED", jobs="2", accuracy=0),
         3: run(jobs="0 3", accuracy=0.7),
         4: run(status="KILLED", jobs="4", accuracy=0),
     }
-    rows = [sweep._row(under_way, number, runs.get(number)) for number in range(6)]
+    rows = [sweep._row(under_way, number, found.get(number)) for number in range(6)]
     assert [row.status for row in rows] == ["FINISHED", "SKIPPED", "FAILED", "SKIPPED", "KILLED", "NOT RUN"]
     assert rows[5] == terminal.Row(5, "x-s0", "NOT RUN", "seed=5", None, None, None, "")
     assert [row.job for row in sorted(rows, key=sweep._rank)] == [1, 0, 3, 2, 4, 5]
     assert sweep._counts(rows) == {"finished": 1, "skipped": 2, "failed": 2, "not_run": 1}
+
+
+def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table():
+    config = SimpleNamespace(name="x", seed=0)
+    under_way = sweep.Sweep("A", None, [sweep.Job(config, "seed=0")], frozenset(["model"]))
+    alone = run()
+    for key in ("sweep", "overrides"):
+        alone.data.tags.pop(key, None)
+    alone.data.metrics.clear()
+    assert sweep._row(under_way, 0, alone) == terminal.Row(
+        0, "x-s0", "SKIPPED", "seed=0", None, None, None, "id of x-s0"
+    )
+
+
+@pytest.fixture
+def under_way(tmp_path, with_store):
+    """A sweep of two jobs whose own run has begun, and the statuses of all that its store holds."""
+    store = tracking.open_store(f"sqlite:///{with_store(tmp_path)}/mlflow.db", "mnist_exp")
+    jobs = [sweep.Job(SimpleNamespace(name="x", seed=seed), f"seed={seed}") for seed in range(2)]
+    return sweep.open_sweep(jobs, store), lambda: runs(tmp_path)
+
+
+def joined(opened, name, number, **metrics):
+    """Add a finished run of an earlier command that job `number` takes the result of."""
+    client = mlflow.MlflowClient(opened.store.uri)
+    made = client.create_run(opened.store.experiment_id, run_name=name, tags={"kind": "run"})
+    for key, value in metrics.items():
+        client.log_metric(made.info.run_id, key, value)
+    client.set_terminated(made.info.run_id, "FINISHED")
+    tracking.join_sweep(opened.store, made, opened.id, number)
+
+
+@pytest.mark.parametrize("metrics", [{"final_val_accuracy": 0.9, "test_accuracy": 0.8}, {}], ids=["whole", "bare"])
+def test_a_sweep_of_runs_that_were_made_alone_is_closed(under_way, capsys, metrics):
+    opened, statuses = under_way
+    for number in range(2):
+        joined(opened, f"x-s{number}", number, **metrics)
+    assert sweep.close_sweep(opened, "FINISHED")
+    assert statuses() == {"x-s0": "FINISHED", "x-s1": "FINISHED", "sweep": "FINISHED"}
+    assert "2 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt()], ids=["bug", "Ctrl-C"])
+@pytest.mark.parametrize(("status", "left"), [("FINISHED", "FAILED"), ("KILLED", "KILLED")])
+def test_whatever_goes_wrong_with_the_summary_the_sweep_does_not_look_alive(
+    under_way, monkeypatch, error, status, left
+):
+    opened, statuses = under_way
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(terminal, "sweep_table", fail)
+    with pytest.raises(type(error)):
+        sweep.close_sweep(opened, status)
+    assert statuses() == {"sweep": left}
+    assert not sweep.abandon_sweep("KILLED")  # it is closed
+
+
+def test_a_store_that_is_gone_when_a_sweep_is_abandoned_is_said_in_a_line(under_way, monkeypatch, capsys):
+    def gone(*_):
+        raise tracking.StoreError("tracking.uri=x cannot be used: gone")
+
+    for name in ("end_dead_runs", "end_sweep"):
+        monkeypatch.setattr(tracking, name, gone)
+    assert sweep.abandon_sweep("KILLED")
+    assert capsys.readouterr().err == "error: tracking.uri=x cannot be used: gone\n"

@@ -100,6 +100,8 @@ def afterwards(sweep, tmp_path_factory, with_store):
     arguments |= {"killed": long, "continued": long, "reproduce": ["mlp-s1", "--strict"]}
     arguments["capsule"] = ["capsule", sweep.runs["mlp-s1"].info.run_id[:8], str(again / "run.zip")]
     arguments["from_capsule"] = ["run.zip", "--strict", "--epochs", "1"]
+    folders |= {"own_swept": own, "continued_swept": dying}
+    arguments |= {"own_swept": ["-m", *tiny, "seed=0"], "continued_swept": ["-m", *long, "seed=0"]}
     folders["warm"] = sweep.folder
     still = ["optimizer=sgd", "optimizer.learning_rate=1e-12", "trainer.epochs=1"]
     arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id}"]
@@ -268,6 +270,15 @@ def test_a_wider_sweep_trains_only_what_is_new(sweep, afterwards):
     assert (wider.artifacts(own) / "sweep.png").stat().st_size > 5000
     assert sum("  skipped: finished before  run " in line for line in wider.said.out.splitlines()) == 3
     assert own.data.metrics["final_val_accuracy"] == max(float(row["val_accuracy"]) for row in rows.values())
+
+
+@pytest.mark.parametrize("name", ["own", "continued"])
+def test_a_sweep_takes_over_a_run_that_was_made_alone(afterwards, name):
+    left = afterwards[f"{name}_swept"]
+    (own,), (run,) = left.sweeps, left.runs.values()
+    assert (own.info.status, own.data.metrics["skipped"]) == ("FINISHED", 1)
+    (row,) = left.table(own)
+    assert (row["status"], row["run_id"]) == ("SKIPPED", run.info.run_id)
 
 
 def test_preflight_says_what_is_missing_and_begins_nothing(afterwards):
