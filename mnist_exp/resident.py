@@ -122,9 +122,15 @@ def state(model: keras.Model) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
 
 
+def build_optimizer_state(model: keras.Model) -> None:
+    """Create the optimizer's variables, once: Keras' LossScaleOptimizer makes new ones at each call of `build`."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
 def _build_state(model: keras.Model, split: Split) -> None:
     """Create the variables of optimizer, loss and metrics: inside a loop they could not be created."""
-    model.optimizer.build(model.trainable_variables)
+    build_optimizer_state(model)
     images, labels = split.images[:1], tf.constant(split.labels[:1])
     logits = model(images)
     model.compute_loss(images, labels, logits)
@@ -137,10 +143,12 @@ def _description(model: keras.Model) -> str | None:
 
     None for a model with parts of a user's own, which may hold more than they put into their JSON.
     """
-    if not all(map(_told, (model.optimizer, *model._flatten_layers()))):
+    scaled = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # inside of Keras' LossScaleOptimizer
+    if not all(map(_told, (model.optimizer, scaled, *model._flatten_layers()))):
         return None
     tree = json.loads(model.to_json())
     optimizer = tree["compile_config"]["optimizer"]["config"]
+    optimizer = optimizer.get("inner_optimizer", {"config": optimizer})["config"]
     if isinstance(optimizer.get("learning_rate"), float):  # a variable, as any other of the state
         optimizer["learning_rate"] = 0.0
     return json.dumps(tree, sort_keys=True)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from mnist_exp import RequestError, RunError, checkpoint
 from mnist_exp.data import Dataset, Split
-from mnist_exp.resident import EVALUATION_BATCH, Orders, resident, state, stretches
+from mnist_exp.resident import EVALUATION_BATCH, Orders, build_optimizer_state, resident, state, stretches
 
 OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
@@ -54,7 +54,9 @@ def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool
     Raises:
         RequestError: `resident` was asked for on several devices.
     """
-    slow = [layer.name for layer in model.layers if _slow_in_cpu_xla(layer)]
+    slow = [
+        layer.name for layer in model._flatten_layers(include_self=False) if _slow_in_cpu_xla(layer)
+    ]  # of models within it, too
     xla = gpu or not slow
     why = "" if xla else f", without XLA, which is slow on a CPU for {', '.join(slow)}"
     if devices > 1:
@@ -113,17 +115,15 @@ def fit(
 
     Raises:
         Diverged: the training loss became NaN or infinite.
-        RequestError: mirrored execution of an optimizer that clips by norm, or of what cannot be shared equally.
+        RequestError: mirrored execution of an optimizer that clips by norm.
     """
     if execution.name == "mirrored" and (optimizer.clipnorm or optimizer.global_clipnorm):
         raise RequestError("optimizer.global_clipnorm needs one device: mirrored ones clip before they sum")
-    replicas, validation = model.distribute_strategy.num_replicas_in_sync, len(dataset.validation.labels)
-    if validation % replicas:  # Keras cannot evaluate a batch whose parts are of unequal size
-        raise RequestError(f"data.validation must be a multiple of the {replicas} devices, got {validation} images")
+    accuracy = "weighted_metrics" if execution.name == "mirrored" else "metrics"
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        **{accuracy: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]},
         jit_compile=execution.xla and execution.name == "keras",
     )
     report = _Report(len(dataset.train.labels), on_epoch, within_epoch)
@@ -174,29 +174,58 @@ def _feed(
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
         elements, per_epoch = _epochs(dataset.train, orders, batch_size, replicas, first_epoch)
-        yield _Feed(model, elements, per_epoch, _batches(dataset.validation, EVALUATION_BATCH), 0.0)
+        yield _Feed(model, elements, per_epoch, _validation_batches(dataset.validation, replicas), 0.0)
 
 
 def _epochs(
     split: Split, orders: Orders, batch_size: int, replicas: int, first_epoch: int
 ) -> tuple[tf.data.Dataset, int]:
-    """All epochs from a first on, one after the other, as batches in the order that the resident execution sees."""
-    # Replicas of unequal parts would weigh images unequally: the last batch loses what cannot be shared equally.
-    images = len(split.labels) - len(split.labels) % batch_size % replicas
+    """All epochs from a first on, one after the other, as batches in the order that the device loop sees.
+
+    Each batch is divided equally among the replicas: some of its images come twice, the second time with weight 0. The
+    weights of the others make the loss the mean over the batch's own images, so the gradient is that of one device.
+    Two things are not: the running metrics of an epoch count a padded batch as one of its padded size, and batch
+    normalisation sees the repeated images.
+    """
+    images, replicated = len(split.labels), replicas > 1
     pixels, labels = tf.constant(split.images), tf.constant(split.labels)
+    padded_size = _multiple(batch_size, replicas)
+    places, weights = map(np.concatenate, zip(*(
+        _padded(np.arange(first, min(first + batch_size, images)), replicas) for first in range(0, images, batch_size)
+    ), strict=True))  # fmt: skip
+    weights = tf.constant(weights)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.numpy_function(lambda e: orders(int(e))[:images], [epoch], tf.int32)
-        order.set_shape((images,))
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        order = tf.numpy_function(lambda e: orders(int(e))[places], [epoch], tf.int32)
+        order.set_shape(places.shape)
+        return tf.data.Dataset.from_tensor_slices((order, weights)).batch(padded_size)
 
-    batches = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches)
-    batches = batches.map(lambda chosen: (tf.gather(pixels, chosen), tf.gather(labels, chosen)))
+    def gather(chosen: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (tf.gather(pixels, chosen), tf.gather(labels, chosen), *([weight] if replicated else []))
+
+    batches = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches).map(gather)
     return batches.prefetch(2), -(-images // batch_size)
 
 
-def _batches(split: Split, batch_size: int) -> tf.data.Dataset:
-    return tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(batch_size)
+def _validation_batches(split: Split, replicas: int) -> tf.data.Dataset:
+    """A split in batches that the replicas can divide equally; weights keep the metrics those of its own images."""
+    places, weights = _padded(np.arange(len(split.labels)), replicas)
+    parts = (split.images[places], split.labels[places], *([weights] if replicas > 1 else []))
+    return tf.data.Dataset.from_tensor_slices(parts).batch(_multiple(EVALUATION_BATCH, replicas))
+
+
+def _padded(places: np.ndarray, replicas: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places and repeated ones, in all a multiple of `replicas`, and their weights.
+
+    A repeated place weighs 0, each other place so much that the weights are 1 on average.
+    """
+    count = len(places)
+    size = _multiple(count, replicas)
+    return np.resize(places, size), np.where(np.arange(size) < count, size / count, 0).astype(np.float32)
+
+
+def _multiple(count: int, replicas: int) -> int:
+    return -(-count // replicas) * replicas
 
 
 def _untuned(elements: tf.data.Dataset) -> tf.data.Dataset:
@@ -269,7 +298,7 @@ class _Checkpoints(keras.callbacks.Callback):
         if self.found is None:
             return 0
         with model.distribute_strategy.scope():
-            model.optimizer.build(model.trainable_variables)
+            build_optimizer_state(model)
             for variable, value in zip(state(model), self.found.arrays, strict=False):  # the rest is early stopping's
                 variable.assign(value)
         self.report.before = self.found.state["seconds"]

@@ -35,9 +35,20 @@ def small(images=1000, validation=200):
     return digits._replace(train=cut, validation=data.Split(*(a[:validation] for a in digits.validation)))
 
 
-def train(execution, build, make_optimizer, *, epochs=2, batch_size=64, seed=0, callbacks=(), dataset=None):
+def train(
+    execution,
+    build,
+    make_optimizer,
+    *,
+    epochs=2,
+    batch_size=64,
+    seed=0,
+    callbacks=(),
+    dataset=None,
+    precision="float32",
+):
     """Train from scratch; returns the fitted result, the losses after each call and the weights."""
-    devices.fresh_session(seed, "float32")
+    devices.fresh_session(seed, precision)
     dataset = dataset or small()
     model = build()
     steps = StepLosses()
@@ -105,6 +116,18 @@ def test_resident_agrees_with_keras_for_other_layers(build, execution, monkeypat
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
     for metric in ("val_loss", "val_accuracy", "train_accuracy"):
         np.testing.assert_allclose(ours[0].history[metric], theirs[0].history[metric], rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_resident_agrees_with_keras_in_mixed_precision(precision):
+    few = small(200, 50)
+    ours, theirs = (
+        train(execution, mlp, OPTIMIZERS["adam_cosine"], dataset=few, precision=precision)[0].history
+        for execution in (RESIDENT_GRAPH, KERAS)
+    )
+    for metric in ("train_loss", "val_loss"):
+        np.testing.assert_allclose(ours[metric], theirs[metric], rtol=0.02)
+    assert ours["learning_rate"] == theirs["learning_rate"]
 
 
 def test_same_seed_same_bits_also_after_another_run_in_between():
@@ -324,6 +347,17 @@ def test_execution_names_the_layers_that_rule_out_xla_on_a_cpu():
         assert name in execution.why
 
 
+def test_a_convolution_in_a_model_within_the_model_rules_out_xla_on_a_cpu():
+    inner = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3, name="deep")], name="inner")
+    wrapped = keras.layers.TimeDistributed(keras.layers.Conv1D(2, 3, name="wrapped"))
+    images = keras.Input((28, 28, 1), dtype="uint8")
+    logits = keras.layers.Dense(10)(keras.layers.Flatten()(wrapped(keras.Sequential([inner], name="outer")(images))))
+    chosen = trainer.choose_execution("auto", keras.Model(images, logits), 1, gpu=False)
+    assert not chosen.xla
+    assert "deep" in chosen.why
+    assert "wrapped" in chosen.why
+
+
 def test_resident_on_several_devices_is_refused():
     with pytest.raises(ValueError, match=r"trainer\.execution=resident runs on one device"):
         trainer.choose_execution("resident", mlp(), 2, gpu=False)
@@ -354,6 +388,95 @@ for layers in ("plain", "bn"):
     np.savez(f"{folder}/{layers}.npz", *model.get_weights())
     print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
 """
+
+
+SIZES = """
+import json, sys
+import numpy as np, keras, tensorflow as tf
+from mnist_exp import devices, models, trainer
+from mnist_exp.data import Split
+from tests.test_trainer import small
+replicas = int(sys.argv[1])
+found = []
+strategy = devices.configure(f"cpu:{replicas}" if replicas > 1 else "cpu", 2)
+for images, validation, batch_size in json.loads(sys.argv[2]):
+    devices.fresh_session(0, "float32")
+    with strategy.scope() if strategy else tf.device(None):
+        model, optimizer = models.linear((28, 28, 1), 10), keras.optimizers.SGD(0.05)
+    execution = trainer.choose_execution("auto", model, replicas, gpu=False)
+    digits = small(images, validation)
+    fitted = trainer.fit(model, optimizer, digits, epochs=2, batch_size=batch_size, seed=0, execution=execution)
+    scored = trainer.predict(model, digits.validation)
+    found.append([fitted.history, [w.tolist() for w in model.get_weights()], scored.tolist()])
+print(json.dumps(found))
+"""
+
+
+def test_any_number_of_images_on_any_number_of_devices_is_as_on_one():
+    """Numbers of training and validation images and batch sizes that 2 or 3 devices cannot divide."""
+    sizes = [(1, 1, 1), (2, 3, 2), (65, 287, 32), (101, 2, 50)]
+
+    def run(replicas):
+        command = [sys.executable, "-c", SIZES, str(replicas), json.dumps(sizes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    one = run(1)
+    for replicas in (2, 3):
+        for ours, theirs, size in zip(run(replicas), one, sizes, strict=True):
+            for metric in ("val_loss", "val_accuracy"):
+                np.testing.assert_allclose(ours[0][metric], theirs[0][metric], rtol=1e-6, err_msg=f"{replicas} {size}")
+            counted = (replicas - 1) / size[0]  # the last batch may count as some images more than it has
+            np.testing.assert_allclose(ours[0]["train_accuracy"], theirs[0]["train_accuracy"], atol=counted)
+            for a, b in zip(ours[1], theirs[1], strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-6, err_msg=f"{replicas} {size}")
+            np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5, err_msg=f"{replicas} {size}")
+
+
+PRODUCT = """
+import contextlib, json, math, sys
+from pathlib import Path
+from omegaconf import OmegaConf
+from mnist_exp import config, devices, models, run, trainer
+from tests.test_trainer import small
+choice = sys.argv[1]
+strategy = devices.configure(choice, 2)
+def node(path):
+    return OmegaConf.to_container(OmegaConf.load(path))
+options = {group: {p.stem: node(p) for p in sorted((config.CONF_DIR / group).glob("*.yaml"))}
+           for group in ("model", "optimizer", "schedule")}
+few, losses = small(80, 40), {}
+pairs = [("linear", name) for name in options["optimizer"]] + [(name, "adam") for name in options["model"]]
+for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+    for model_name, optimizer_name in pairs:
+        for wanted in ("mirrored",) if strategy else ("resident", "keras"):
+            devices.fresh_session(0, precision)
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                model = config.build(options["model"][model_name], (28, 28, 1), 10)
+                nodes = options["optimizer"][optimizer_name], options["schedule"]["constant"]
+                optimizer = run.build_optimizer(*nodes, 2)
+            execution = trainer.Execution(wanted, False, "")
+            fitted = trainer.fit(model, optimizer, few, epochs=1, batch_size=40, seed=0, execution=execution)
+            losses[f"{precision} {model_name} {optimizer_name} {wanted}"] = fitted.history["val_loss"][0]
+print(json.dumps(losses))
+"""
+
+
+@pytest.mark.slow
+def test_every_precision_trains_every_optimizer_and_model_in_every_execution():
+    found = {}
+    for choice in ("cpu", "cpu:2"):
+        command = [sys.executable, "-c", PRODUCT, choice]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr
+        found |= json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 3 * (9 + 4) * 3
+    for name, loss in found.items():
+        assert 0 < loss < 20, name
+        resident = found[f"{name.rpartition(' ')[0]} resident"]
+        tolerance = 1e-4 if name.startswith("float32") else 0.02
+        np.testing.assert_allclose(loss, resident, rtol=tolerance, err_msg=name)
 
 
 @pytest.fixture(scope="module")
