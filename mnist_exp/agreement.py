@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from mnist_exp.config import changes_result
 from mnist_exp.record import Record, Row
 
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
@@ -13,17 +14,6 @@ IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
 # dropout_mlp) the results are as far apart as seeds make them, and are called different. Half a point of accuracy is
 # one image of a small validation set.
 LOSS_TOLERANCE, ACCURACY_TOLERANCE = 0.01, 0.005
-# Keys that name where a run is kept, or that the facts say more exactly.
-_BESIDE = (
-    "name",
-    "experiment",
-    "tracking.",
-    "data.path",
-    "trainer.threads",
-    "trainer.devices",
-    "trainer.profile",
-    "trainer.checkpoint",
-)
 _UNSET = "unset"
 SOURCE = "package source"
 
@@ -185,7 +175,7 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
     config = _texts(environment, "config")
     hardware = _texts(environment, "hardware")
     return {
-        "config": {key: config[key] for key in config if not key.startswith(_BESIDE)} if config else None,
+        "config": {key: config[key] for key in config if changes_result(key)} if config else None,
         "data": _texts({"data": tags.get("data.fingerprint")}, "data") or _texts(facts, "data"),
         SOURCE: _texts(environment, "source"),
         "version of": {**packages, "python": python.get("", _UNSET)} if packages and python else None,

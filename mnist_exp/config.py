@@ -213,6 +213,21 @@ RULES: dict[str, Rule] = {
     "sweep.seeds": _COUNT,
 }
 
+# Keys that cannot change a run's result, and the recorded fact that stands in for each (None: it needs none). Identity,
+# the rows of `compare`, the factors of `reproduce` and resuming all go by this table.
+STAND_INS: dict[str, str | None] = {
+    "name": None,
+    "experiment": None,
+    "resume": None,
+    "tracking": None,
+    "sweep": None,
+    "trainer.profile": None,
+    "trainer.checkpoint": None,
+    "trainer.threads": "threads",  # null means all cores
+    "trainer.devices": "device",  # auto means whatever the machine has
+    "data.path": "data",  # the fingerprint: equal images are equal wherever they lie
+}
+
 # What `run` hands to a builder before the config's own keys.
 FACTS = {
     "model": ("image_shape", "num_classes"),
@@ -424,15 +439,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changes_result(key: str) -> bool:
+    """Whether a flat key such as `trainer.epochs` can change a run's result; False for `STAND_INS` and keys below."""
+    return not any(key == other or key.startswith(f"{other}.") for other in STAND_INS)
+
+
 def semantic(config: Config) -> dict[str, Any]:
-    """What of a config can change a result: not where it is tracked, what it is called or which sweep it is in."""
-    tree = asdict(config)
-    for key in ("tracking", "sweep", "name", "experiment", "resume"):
-        del tree[key]
-    for key in ("profile", "checkpoint", "threads", "devices"):  # the facts say what the last two came to
-        del tree["trainer"][key]
-    tree["data"].pop("path", None)  # the fingerprint says what the data are, wherever they lie
-    return tree
+    """The flat keys of a config that can change a result, with their values."""
+    return {key: value for key, value in flatten(asdict(config)).items() if changes_result(key)}
 
 
 def params(config: Config) -> dict[str, str]:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from mnist_exp import predictions, stats, tracking
-from mnist_exp.config import option_defaults
-from mnist_exp.leaderboard import NO_SETTINGS
+from mnist_exp.config import changes_result, option_defaults
+from mnist_exp.leaderboard import SHORT_NAMES
 from mnist_exp.report import Block, Grid, Heading, Text
 from mnist_exp.tracking import TrackedRun
 
@@ -76,7 +76,7 @@ def unlike_defaults(params: Mapping[str, str]) -> list[str]:
 def diff(uri: str, a: TrackedRun, b: TrackedRun) -> Iterator[Block]:
     """Two runs: where their configuration, code, data, environment and results differ."""
     yield Heading(f"{a.name} ({a.run_id[:8]}) and {b.name} ({b.run_id[:8]})")
-    keys = sorted(key for key in a.params.keys() | b.params.keys() if key not in NO_SETTINGS - {"seed"})
+    keys = sorted(key for key in a.params.keys() | b.params.keys() if changes_result(key) and key not in SHORT_NAMES)
     yield from _differing("configuration", a.params, b.params, keys)
     yield from _code(uri, a, b)
     yield from _differing("data", a.tags, b.tags, ["data.name", "data.fingerprint", "selection"])

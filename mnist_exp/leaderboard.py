@@ -8,25 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp import RequestError, stats
+from mnist_exp.config import STAND_INS, changes_result
 from mnist_exp.metrics import higher_is_better
 from mnist_exp.tracking import TrackedRun
 
-# Params that cannot change a result, and those that another key says better.
-NO_SETTINGS = {
-    "seed",
-    "name",
-    "experiment",
-    "resume",
-    "model",
-    "optimizer",
-    "tracking.uri",
-    "tracking.experiment",
-    "data.path",
-    "trainer.profile",
-    "trainer.checkpoint",
-}
+SHORT_NAMES = ("model", "optimizer")  # params that repeat a `_target_` for MLflow's UI
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
-FACTS_ELSEWHERE = {"data", "threads", "device"}  # of the tag `identity.facts`: said by the tags above
 GROUPS = ("model", "optimizer", "schedule", "augment")  # whose options need no key to be understood
 ABSENT = "-"
 
@@ -183,7 +170,7 @@ def settings(run: TrackedRun) -> dict[str, str]:
     """All that can change a run's result but its seed and data, under the names that people know."""
     found: dict[str, str] = {}
     for key, value in run.params.items():
-        if key not in NO_SETTINGS:
+        if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
             group, _, name = key.partition(".")
             found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value
     found |= {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
@@ -210,7 +197,7 @@ def _software(facts: str) -> dict[str, str]:
     for key, value in tree.items() if isinstance(tree, dict) else ():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": str(text) for name, text in value.items()}
-        elif key not in FACTS_ELSEWHERE:
+        elif key not in STAND_INS.values():  # those are in `SETTING_TAGS`, and data have a table each
             found[key] = str(value)[:12]
     return found
 

@@ -1,6 +1,8 @@
 """Every option composes, obeys the rules and fits its target; a logged config composes to the same config."""
 
+import copy
 import inspect
+import json
 import shutil
 from dataclasses import asdict
 
@@ -11,7 +13,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from mnist_exp.config import ACTIVATIONS, CONF_DIR, FACTS, RULES, check, flatten, identity, signature, to_yaml
+from mnist_exp import agreement, leaderboard
+from mnist_exp.config import (
+    ACTIVATIONS,
+    CONF_DIR,
+    FACTS,
+    RULES,
+    STAND_INS,
+    changes_result,
+    check,
+    flatten,
+    identity,
+    params,
+    signature,
+    to_yaml,
+)
+from mnist_exp.record import Record
+from mnist_exp.tracking import TrackedRun
 
 GROUPS = ("model", "optimizer", "schedule", "data", "augment")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))]
@@ -116,3 +134,45 @@ def test_identity_is_what_can_change_the_result(override, same):
     base, changed = (identity(check(composed("data=mnist", *o)), facts) for o in ([], [override]))
     assert (base == changed) is same
     assert identity(check(composed("data=mnist")), {**facts, "threads": 1}) != base
+
+
+FULL = check(composed("data=mnist", "model=mlp", "optimizer=adam"))
+FACT_TAGS = {"device": "device", "threads": "threads", "data": "data.fingerprint"}  # where the store has each fact
+
+
+def told_apart(config, facts=()):
+    """Whether identity, the rows of `compare` and the factors of `reproduce` tell a run from that of `FULL`."""
+    recorded, records, runs = [], [], []
+    for number, (each, given) in enumerate(((FULL, {}), (config, dict(facts)))):
+        found = {"data": "d1", "threads": 2, "device": "cpu", "versions": {"keras": "3"}} | given
+        tags = {FACT_TAGS[name]: str(found[name]) for name in FACT_TAGS} | {"kind": "run"}
+        tags["identity.facts"] = json.dumps(found)
+        scores = {"final_val_accuracy": 0.9}
+        runs.append(TrackedRun(f"{number:032x}", "x", "FINISHED", False, 0, params(each), scores, tags))
+        environment = json.dumps({"facts": found, "config": params(each), "packages": {"keras": "3"}, "python": "3"})
+        records.append(Record("run", None, None, {"environment.json": environment.encode()}, tags))
+        recorded.append(identity(each, found))
+    tables = leaderboard.board(runs, leaderboard.Choice(everything=True), "final_val_accuracy").tables
+    rows = sum(len(table.rows) for table in tables)
+    return recorded[0] != recorded[1], rows == 2, agreement.compare_factors(*records)[0] != []
+
+
+@pytest.mark.parametrize("key", [key for key in flatten(asdict(FULL)) if not key.startswith("sweep.")])
+def test_identity_rows_and_factors_agree_about_every_key(key):
+    changed = copy.deepcopy(FULL)
+    *parents, last = key.split(".")
+    place = changed
+    for parent in parents:
+        place = place[parent] if isinstance(place, dict) else getattr(place, parent)
+    if isinstance(place, dict):
+        place[last] = "other"
+    else:
+        setattr(place, last, "other")
+    same_row = key == "seed"  # seeds of one row
+    assert told_apart(changed) == (changes_result(key), changes_result(key) and not same_row, changes_result(key))
+
+
+@pytest.mark.parametrize("fact", sorted({fact for fact in STAND_INS.values() if fact is not None}))
+def test_identity_rows_and_factors_agree_about_what_stands_in_for_a_key(fact):
+    assert told_apart(FULL) == (False, False, False)
+    assert told_apart(FULL, {fact: "other"}) == (True, True, True)

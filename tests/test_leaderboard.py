@@ -81,6 +81,18 @@ def test_where_runs_are_tracked_is_no_setting():
     assert len(table.rows) == 1
 
 
+def test_runs_on_as_many_threads_of_one_device_are_a_row_however_these_were_asked_for():
+    tags = {"threads": "2", "device": "cpu"}
+    asked = (
+        {"trainer__threads": "None", "trainer__devices": "auto"},
+        {"trainer__threads": 2, "trainer__devices": "cpu"},
+    )
+    (table,) = tables(*(run(n, seed=n, tags=tags, **given) for n, given in enumerate(asked)))
+    assert [row.scores(METRIC) for row in table.rows] == [{0: 0.9, 1: 0.9}]
+    (table,) = tables(*(run(n, tags={**tags, "threads": str(n)}, trainer__threads="None") for n in (1, 2)))
+    assert table.varying == ["threads"]
+
+
 def test_a_seed_counts_once_however_often_it_ran():
     (table,) = tables(run(0, 5, 0.9), run(1, 5, 0.8), run(2, 6, 0.7))  # newest first
     (row,) = table.rows
