@@ -1,0 +1,21 @@
+# `make` or `make help` lists the targets. They use `python`; activate your virtual environment first.
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: .*## /\t/'
+
+check:  ## lint and types, as CI does first
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:  ## the default tests
+	python -m pytest
+
+slow:  ## the tests that take minutes
+	python -m pytest -m slow
+
+bench:  ## the quick benchmarks beside plain Keras scripts
+	python -m benchmarks.speed --quick
+
+.PHONY: help check test slow bench
