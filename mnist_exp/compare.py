@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, 2 when the request makes no sense, 130 after Ctrl-C."""
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        print(_inspect(options) if options.command else _compare(options), end="", flush=True)
+        terminal.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
     except BrokenPipeError:  # whoever reads has read enough; Python would complain again when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RequestError as error:
@@ -124,7 +124,7 @@ def _write_html(
         options.html.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RequestError(f"--html {options.html} cannot be written: {error.strerror}") from error
-    print(f"{options.html}: {len(text.encode()) // 1024} KiB", file=sys.stderr)
+    terminal.say(f"{options.html}: {len(text.encode()) // 1024} KiB", sys.stderr)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ PACKAGE = Path(__file__).resolve().parent
 # In a wheel the conf tree lies inside the package, in a checkout beside it.
 CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 
+MAX_THREADS = 1024  # TensorFlow starts all that it is given, at once and twice
+
 
 class ConfigError(RequestError):
     """The config makes no sense."""
@@ -166,11 +168,11 @@ RULES: dict[str, Rule] = {
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "patience": _COUNT,
-    "threads": _optional(_COUNT),
+    "threads": _optional(_integer(1, MAX_THREADS)),
     "execution": _choice("auto", "resident", "keras"),
     "devices": Rule(
-        "auto, cpu, gpu, or cpu:N or gpu:N with N of at least 2",
-        lambda v: isinstance(v, str) and re.fullmatch(r"auto|(cpu|gpu)(:([2-9]|[1-9]\d+))?", v) is not None,
+        "auto, cpu, gpu, or cpu:N or gpu:N with N from 2 to 99",
+        lambda v: isinstance(v, str) and re.fullmatch(r"auto|(cpu|gpu)(:([2-9]|[1-9]\d))?", v) is not None,
     ),
     "precision": _choice("float32", "mixed_bfloat16", "mixed_float16"),
     "early_stopping": _optional(_choice("val_loss", "val_accuracy")),

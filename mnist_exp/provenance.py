@@ -92,6 +92,7 @@ _REPOSITORY_VARIABLES = {
     "GIT_PREFIX",
 }
 _GIT_SECONDS = 10
+_APPLY_MEMORY = 2**30
 
 
 class Code(NamedTuple):
@@ -269,14 +270,19 @@ def code_state(folder: Path) -> Code:
     return Code(commit, branch, bool(diff), _capped(_without_secrets(diff)))
 
 
-def restore(folder: Path, commit: str, diff: bytes, target: Path) -> None:
+def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
     """Write the code of a run into an empty folder: a clone of the package's own repository at `commit`, then `diff`.
+
+    A symbolic link in `diff`, which may come from a stranger, becomes a file that holds the path the link points to.
 
     Args:
         folder: the package's folder.
         commit: as recorded by the run.
         diff: the run's code.diff.
         target: a folder that is empty or does not exist yet.
+
+    Returns:
+        The package's folder in `target`; the diff may have deleted it.
 
     Raises:
         RequestError: the code was not recorded or not wholly, the commit is not in this repository, or git refuses.
@@ -293,7 +299,8 @@ def restore(folder: Path, commit: str, diff: bytes, target: Path) -> None:
         _git(top, "clone", "--quiet", "--no-checkout", "--", str(top), str(target.absolute()))
         _git(target, "checkout", "--quiet", "--detach", commit)
         if any(not line.startswith(LEFT_OUT.encode()) for line in diff.splitlines()):
-            _git(target, "apply", "--whitespace=nowarn", "-", stdin=diff)
+            _git(target, "-c", "core.symlinks=false", "apply", "--whitespace=nowarn", "-", stdin=diff, bounded=True)
+        return target / folder.resolve().relative_to(top)
     except (OSError, subprocess.SubprocessError) as error:
         lines = _reason(error).splitlines() or ["no reason given"]
         raise RequestError(f"commit {commit} cannot be restored from {folder.parent}: {lines[-1]}") from error
@@ -347,8 +354,10 @@ def _capped(diff: bytes) -> str:
     return diff.decode(errors="replace")
 
 
-def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"") -> bytes:
+def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"", bounded: bool = False) -> bytes:
     """Output of a git command that asks nothing, pages nothing and leaves the repository as it is.
+
+    With `bounded`, git gets at most `_APPLY_MEMORY` bytes: a binary patch of 1 MB can expand to many gigabytes.
 
     Raises:
         OSError: If there is no git.
@@ -362,8 +371,22 @@ def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes 
     settings = ["-c", "core.quotepath=off", "-c", "core.fsmonitor=false"]
     command = ["git", "--no-pager", "--literal-pathspecs", *settings, *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environ, input=stdin, capture_output=True, check=True, timeout=_GIT_SECONDS
+        command,
+        cwd=folder,
+        env=environ,
+        input=stdin,
+        capture_output=True,
+        check=True,
+        timeout=_GIT_SECONDS,
+        preexec_fn=_bound if bounded and platform.system() == "Linux" else None,
     ).stdout
+
+
+def _bound() -> None:
+    import resource  # missing on Windows
+
+    resource.setrlimit(resource.RLIMIT_AS, (_APPLY_MEMORY, _APPLY_MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (DIFF_LIMIT * 64, DIFF_LIMIT * 64))
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,8 @@ _PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
         # scheme://user:password@host. A password may hold "@" and "/", so all up to the last "@" goes.
-        (r"([a-z][a-z0-9+.-]*://)(?:[^\s/:@'\"]*:[^\s'\"]*@|[^\s/'\"]*@)", r"\1"),
+        # The bound on the scheme keeps the time linear: a file of one long word would take minutes.
+        (r"([a-z][a-z0-9+.-]{0,30}://)(?:[^\s/:@'\"]*:[^\s'\"]*@|[^\s/'\"]*@)", r"\1"),
         (rf"([?&;](?:{_KEY}|token|sig|[\w-]*signature)=)[^&;\s#'\"]+", r"\1REDACTED"),
         (r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",]+", r"\1REDACTED"),
         (r"(\bbearer\s+)[\w.~+/=-]{8,}", r"\1REDACTED"),

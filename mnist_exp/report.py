@@ -13,6 +13,7 @@ from mnist_exp import RequestError, leaderboard, significance, stats
 from mnist_exp.leaderboard import ABSENT, Board, Row, Table, short_names
 from mnist_exp.metrics import higher_is_better
 from mnist_exp.significance import Verdict
+from mnist_exp.terminal import printable
 
 WIDTH = 110  # of running text, in letters
 MAX_PAIRS = 15  # of more, only those with the best row are written out
@@ -252,21 +253,17 @@ def as_text(document: Sequence[Block]) -> str:
     lines: list[str] = []
     for block in document:
         if isinstance(block, Heading):
-            lines += ["", block.text, "=" * len(block.text)]
+            text = printable(block.text)
+            lines += ["", text, "=" * len(text)]
         elif isinstance(block, Text):
-            lines += textwrap.wrap(_plain(block.text), WIDTH, subsequent_indent="  ", break_long_words=False)
+            lines += textwrap.wrap(printable(block.text), WIDTH, subsequent_indent="  ", break_long_words=False)
         elif isinstance(block, Grid):
             lines += ["", *_aligned(block), ""]
     return "\n".join(lines).strip("\n") + "\n"
 
 
-def _plain(text: str) -> str:
-    """Without what a terminal would obey: names come from the store, which anybody may have written."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
-
-
 def _aligned(grid: Grid) -> list[str]:
-    rows = [[_plain(cell) for cell in row] for row in (grid.header, *grid.rows)]
+    rows = [[printable(cell) for cell in row] for row in (grid.header, *grid.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -294,7 +291,7 @@ def as_markdown(document: Sequence[Block]) -> str:
 
 def _escape(text: str) -> str:
     """Text that Markdown shows as it is."""
-    kept = html.escape(_plain(text), quote=False)
+    kept = html.escape(printable(text), quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in kept)
 
 

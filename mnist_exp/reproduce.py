@@ -6,6 +6,7 @@ tried; 130 Ctrl-C and 143 SIGTERM.
 
 import argparse
 import difflib
+import io
 import json
 import os
 import signal
@@ -28,14 +29,14 @@ from mnist_exp import (
     terminal,
 )
 from mnist_exp.checkpoint import digest
-from mnist_exp.config import PACKAGE, Config, own_sources, params
+from mnist_exp.config import MAX_THREADS, PACKAGE, Config, own_sources, params
 from mnist_exp.data import Dataset
 from mnist_exp.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
 from mnist_exp.sweep import import_tensorflow, load
 from mnist_exp.trust import read_config
 
-SHOWN_LINES = 200  # of a difference in code
-MOST_THREADS = 512  # beyond any machine whose record should be believed
+SHOWN_LINES, SHOWN_LETTERS = 200, 200  # of a difference in code
+MAX_SOURCE = 2**17  # letters of a file that are compared: difflib takes minutes for a stranger's large file
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,10 +67,10 @@ def reproduce(arguments: argparse.Namespace) -> int:
     then = _find(arguments.run, arguments.tracking_uri)
     if arguments.checkout is not None:
         provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), arguments.checkout)
-        print(f"restored commit {_commit(then)} with the run's uncommitted changes in {arguments.checkout}")
+        terminal.say(f"restored commit {_commit(then)} with the run's uncommitted changes in {arguments.checkout}")
         for line in then.files.get("code.diff", b"").decode(errors="replace").splitlines():
             if line.startswith(provenance.LEFT_OUT):
-                print(line.removeprefix("# "))
+                terminal.say(line.removeprefix("# "))
         return 0
     config = read_config(then.files["config.yaml"], trusted=arguments.trust)
     until = None if arguments.dry_run else _epochs(then, arguments.epochs)
@@ -79,10 +80,11 @@ def reproduce(arguments: argparse.Namespace) -> int:
         return 0
     dataset = _load(config)
     factors, _ = agreement.compare_factors(then, _here(config, dataset.fingerprint))
-    print(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
-    print("".join(f"{line}\n" for line in agreement.factor_lines(factors)), end="", flush=True)
+    terminal.say(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
+    for line in agreement.factor_lines(factors):
+        terminal.say(line)
     report = _train(config, dataset, then, until, arguments.tracking_uri)
-    print("\n".join(report.lines()), flush=True)
+    terminal.say("\n".join(report.lines()))
     accepted = {agreement.IDENTICAL} if arguments.strict else {agreement.IDENTICAL, agreement.EQUAL}
     return 0 if report.verdict in accepted else EXIT_FAILED
 
@@ -133,7 +135,7 @@ def _as_then(config: Config, then: Record) -> None:
     known = agreement.known(then)
     threads = known["threads"] or ""
     # Bits depend on the threads that TensorFlow is given, not on the cores they run on.
-    if config.trainer.threads is None and threads.isdecimal() and 1 <= int(threads[:5]) <= MOST_THREADS:
+    if config.trainer.threads is None and threads.isdecimal() and 1 <= int(threads[:5]) <= MAX_THREADS:
         config.trainer.threads = int(threads)
     if known["device"] == "cpu" and config.trainer.devices == "auto":
         config.trainer.devices = "cpu"
@@ -158,13 +160,15 @@ def _dry_run(config: Config, then: Record) -> None:
     try:
         fingerprint = _load(config).fingerprint
     except RequestError as error:
-        print(f"the data cannot be compared: {error}")
+        terminal.say(f"the data cannot be compared: {error}")
         fingerprint = None
     factors, unrecorded = agreement.compare_factors(then, _here(config, fingerprint))
-    print(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
-    print("".join(f"{line}\n" for line in agreement.factor_lines(factors, unrecorded)), end="")
+    terminal.say(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
+    for line in agreement.factor_lines(factors, unrecorded):
+        terminal.say(line)
     if any(factor.name.startswith(agreement.SOURCE) for factor in factors):
-        print("".join(_code_changes(then)), end="")
+        for line in _code_changes(then):
+            terminal.say(line)
 
 
 def _here(config: Config, fingerprint: str | None) -> Record:
@@ -179,25 +183,28 @@ def _here(config: Config, fingerprint: str | None) -> Record:
 
 
 def _code_changes(then: Record) -> Iterator[str]:
-    """The package's code from then to now, as a diff; of a code that cannot be restored, why."""
+    """The package's code from then to now, as lines of a diff; of a code that cannot be restored, why."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), Path(scratch, "then"))
+            old = provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), Path(scratch, "then"))
         except RequestError as error:
-            yield f"  its code cannot be shown: {error}\n"
+            yield f"  its code cannot be shown: {error}"
             return
-        old = next(Path(scratch, "then").rglob(f"{PACKAGE.name}/__init__.py")).parent
         names = {path.relative_to(folder) for folder in (old, PACKAGE) for path in folder.rglob("*.py")}
         lines = [line for name in sorted(names) for line in _diff(old / name, PACKAGE / name, str(name))]
     yield from lines[:SHOWN_LINES]
     if len(lines) > SHOWN_LINES:
-        yield f"... and {len(lines) - SHOWN_LINES} lines more; --checkout restores the run's code\n"
+        yield f"... and {len(lines) - SHOWN_LINES} lines more; --checkout restores the run's code"
 
 
-def _diff(old: Path, new: Path, name: str) -> Iterator[str]:
-    texts = (path.read_text("utf-8", "replace") if path.exists() else "" for path in (old, new))
-    then, now = (text.splitlines(keepends=True) for text in texts)
-    return difflib.unified_diff(then, now, f"then/{name}", f"now/{name}")
+def _diff(old: Path, new: Path, name: str) -> list[str]:
+    texts = []
+    for path in (old, new):
+        with path.open(encoding="utf-8", errors="replace") if path.is_file() else io.StringIO() as stream:
+            texts.append(stream.read(MAX_SOURCE).splitlines())
+    then, now = texts
+    lines = difflib.unified_diff(then, now, f"then/{name}", f"now/{name}", lineterm="")
+    return [line[:SHOWN_LETTERS] for line in lines]
 
 
 def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str | None) -> agreement.Report:
@@ -235,7 +242,7 @@ def _witness(
             nonlocal same
             compared = agreement.compare(epoch, rows.get(epoch, {}), {**values, "weights": weights})
             if same and not compared.identical:
-                print(f"no longer the same from {compared}", file=sys.stderr, flush=True)
+                terminal.say(f"no longer the same from {compared}", sys.stderr)
                 same = False
             return epoch >= until
 
@@ -286,7 +293,7 @@ def _capsule(given: Sequence[str]) -> int:
     write_capsule(record, weights, arguments.out)
     epochs = [step for step, row in record.rows().items() if row.get("weights") == digest(weights)]
     said = f"those after epoch {epochs[0]}" if epochs else "those of no epoch: averaged at the end"
-    print(f"{arguments.out}: {record.source}, {len(weights)} weights ({said})")
+    terminal.say(f"{arguments.out}: {record.source}, {len(weights)} weights ({said})")
     return 0
 
 

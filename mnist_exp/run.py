@@ -70,7 +70,7 @@ def run_experiment(
     resume = config.resume or settings.checkpoint
     with tracked_run(store, name, params(config), tags, output, resume) as log, witness(log) as watch:
         if log.epochs:
-            print(terminal.continued_line(name, log.epochs, log.run_id), file=sys.stderr, flush=True)
+            terminal.say(terminal.continued_line(name, log.epochs, log.run_id), sys.stderr)
         _write_origin(log.folder, config, overrides, facts, code)
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
@@ -91,7 +91,7 @@ def run_experiment(
         final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
         log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(), final)
     epochs = len(fitted.history["train_loss"])
-    print(terminal.summary_line(name, final, epochs, execution.name, log.run_id), flush=True)
+    terminal.say(terminal.summary_line(name, final, epochs, execution.name, log.run_id))
     return Result(log.run_id, final)
 
 

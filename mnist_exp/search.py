@@ -205,10 +205,9 @@ class Search(Sweeper):
                 values = _mean(results[i * len(self.seeds) : (i + 1) * len(self.seeds)], len(self.objective))
                 self.tell(trial, values)
                 said = ("failed",) if values is None else map("{} {:.4g}".format, self.objective, values)
-                print(
+                terminal.say(
                     f"trial {asked - len(batch) + i + 1}/{total}  {' '.join(trial.overrides)}  {'  '.join(said)}",
-                    file=sys.stderr,
-                    flush=True,
+                    sys.stderr,
                 )
         self.finish()
 
@@ -422,7 +421,7 @@ class Optuna(Search):
         for trial in self.study.best_trials[:10]:  # several where several objectives pull apart
             point = " ".join(f"{axis.key}={axis.written(trial.params[axis.key])}" for axis in self.axes)
             scores = "  ".join(map("{} {:.4g}".format, self.objective, trial.values))
-            print(f"best of study {self.study_name}: {point}  {scores}", file=sys.stderr, flush=True)
+            terminal.say(f"best of study {self.study_name}: {point}  {scores}", sys.stderr)
         for i, name in enumerate(self.objective):
             for plot in PLOTS:
                 self._plot(plot, i, self.folder / f"{plot}-{name}.png")

@@ -185,7 +185,7 @@ def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") 
         sized = [(job.config, data, size) for (job, data), size in zip(missing, sizes, strict=True)]
         span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
         said += f"; models of {span} parameters; {preflight.plan(sized, store)}"
-    print(f"preflight: {said}", file=sys.stderr, flush=True)
+    terminal.say(f"preflight: {said}", sys.stderr)
 
 
 def import_tensorflow() -> None:
@@ -258,7 +258,7 @@ def finished_before(config: Config, dataset: Dataset, store: Any, number: int) -
     if run is None:
         return None
     tracking.join_sweep(store, run, config.sweep.id, number)
-    print(terminal.skipped_line(name, run.data.metrics, run.info.run_id), flush=True)
+    terminal.say(terminal.skipped_line(name, run.data.metrics, run.info.run_id))
     return run.data.metrics
 
 
@@ -282,7 +282,7 @@ def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = N
     compared = next((run for run in alike if "identity.facts" in run.data.tags), None)
     if compared is not None and found is None and name is not None:
         different = difference(json.loads(compared.data.tags["identity.facts"]), facts)
-        print(terminal.again_line(name, compared.info.run_id, different), file=sys.stderr, flush=True)
+        terminal.say(terminal.again_line(name, compared.info.run_id, different), sys.stderr)
     return found
 
 

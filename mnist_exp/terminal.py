@@ -1,5 +1,6 @@
 """What a person sees: a progress bar, one line a run, the table of a sweep. Plain text when it is not a terminal."""
 
+import functools
 import math
 import os
 import sys
@@ -7,7 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,8 @@ from rich.table import Table
 
 from mnist_exp import EXIT_TERMINATED
 from mnist_exp.redact import redact
+
+MAX_LINES, MAX_LETTERS = 20, 2000  # of what `complain` prints: a config of a stranger may have 6,000 mistakes
 
 
 class Row(NamedTuple):
@@ -63,7 +66,8 @@ class RunProgress:
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs = name, epochs
         self.console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[text]}"))
+        # A name such as [red] is no markup of Rich.
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[text]}"))
         self.bar = Progress(
             *columns,
             TimeRemainingColumn(compact=True),
@@ -71,7 +75,7 @@ class RunProgress:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(name, total=float(epochs), text="compiling")
+        self.task = self.bar.add_task(printable(name), total=float(epochs), text="compiling")
 
     def __enter__(self) -> "RunProgress":
         self.bar.start()
@@ -92,7 +96,7 @@ class RunProgress:
             f"  val_accuracy {metrics['val_accuracy']:.2%}"
         )
         if not self.console.is_terminal:
-            print(f"{self.name}  {text}  {metrics['epoch_seconds']:.2f} s", file=sys.stderr, flush=True)
+            say(f"{self.name}  {text}  {metrics['epoch_seconds']:.2f} s", sys.stderr)
 
 
 def continued_line(name: str, epochs: int, run_id: str) -> str:
@@ -121,13 +125,13 @@ def again_line(name: str, run_id: str, difference: str) -> str:
 
 def sweep_table(title: str, rows: Sequence[Row]) -> None:
     """Print the runs of a sweep, in the order given, to standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:  # no wrapping to 80 columns: a line a run, for grep
-        print(title)
+        say(title)
         for row in rows:
-            print("  ".join((row.name, row.status, row.swept, *figures(row), row.run_id)))
+            say("  ".join((row.name, row.status, printable(row.swept), *figures(row), row.run_id)))
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=printable(title), title_justify="left")
     for column in ("run", "status", "swept"):
         table.add_column(column, overflow="fold")
     for column in ("val", "test", "seconds"):
@@ -135,7 +139,8 @@ def sweep_table(title: str, rows: Sequence[Row]) -> None:
     table.add_column("run id", no_wrap=True)
     for row in rows:
         style = {"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red")
-        table.add_row(row.name, row.status, row.swept, *figures(row), row.run_id[:8], style=style)
+        texts = map(printable, (row.name, row.status, row.swept))
+        table.add_row(*texts, *figures(row), row.run_id[:8], style=style)
     console.print(table)
 
 
@@ -150,15 +155,39 @@ def terminate(*_: object) -> NoReturn:
     sys.exit(EXIT_TERMINATED)
 
 
+def printable(text: str) -> str:
+    """One line in which control characters are escaped, line breaks too: a terminal shows them and obeys none.
+
+    Names, tags and files come from a store or an archive that anybody may have written.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str, file: IO[str] | None = None) -> None:
+    """Print lines, by default to standard output, each of them printable."""
+    print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, flush=True)
+
+
 def complain(message: str) -> None:
-    """Say what is wrong with a request: each line of the message on standard error, marked as an error."""
-    for line in redact(message).splitlines():
-        print(f"error: {line}", file=sys.stderr, flush=True)
+    """Say what is wrong with a request: at most `MAX_LINES` lines on standard error, each marked as an error."""
+    lines = message.splitlines()
+    for line in lines[
+        :MAX_LINES
+    ]:  # cut before, for `redact` takes long, and after, so that no cut hides a secret's end
+        say(f"error: {redact(line[: 2 * MAX_LETTERS])[:MAX_LETTERS]}", sys.stderr)
+    if len(lines) > MAX_LINES:
+        say(f"error: ... and {len(lines) - MAX_LINES:,} more", sys.stderr)
+
+
+@functools.cache
+def warn(message: str) -> None:
+    """Say in one line on standard error what the user has to know, once a process; the command goes on."""
+    say(f"warning: {redact(' '.join(message.split()))}", sys.stderr)
 
 
 def print_traceback(error: BaseException) -> None:
     """Print the traceback of a bug to standard error."""
-    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
+    say(redact("".join(traceback.format_exception(error))).rstrip("\n"), sys.stderr)
 
 
 def warn_no_mnist(used: str) -> None:

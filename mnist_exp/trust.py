@@ -49,14 +49,9 @@ def read_config(content: bytes, *, trusted: bool = False) -> Config:
     try:
         config = check(OmegaConf.merge(OmegaConf.structured(Config), {"name": "???"}, defaults, tree))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
-        raise ConfigError(_printable(explain(error))) from error
+        raise ConfigError(explain(error)) from error
     config.tracking.uri, config.sweep, config.resume = None, SweepConfig(), None
     return config
-
-
-def _printable(text: str) -> str:
-    """What a terminal shows and does not obey."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _parse(content: bytes) -> dict[str, Any]:
@@ -71,7 +66,7 @@ def _parse(content: bytes) -> dict[str, Any]:
         raise ConfigError(f"config.yaml must be UTF-8 text: {error.reason} at byte {error.start}") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(_printable(f"config.yaml is not a config: {'; '.join(said[:2])}")) from error
+        raise ConfigError(f"config.yaml is not a config: {'; '.join(said[:2])}") from error
     if oddity:
         raise ConfigError(f"config.yaml {oddity}")
     if not isinstance(loaded, dict):

@@ -69,7 +69,7 @@ OWN = {
     },
     "page": {"report"},
     "inspection": {"config", "leaderboard", "predictions", "report", "stats", "tracking"},
-    "report": {"leaderboard", "metrics", "stats", "significance"},
+    "report": {"leaderboard", "metrics", "stats", "significance", "terminal"},
 }
 MODULES = sorted(PACKAGE.glob("*.py"))
 
