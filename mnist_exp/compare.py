@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", action="append", default=[], metavar="RUN", help="this run")
     parser.add_argument("--metric", default="final_val_accuracy", help="what ranks and is tested; default: %(default)s")
     parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
-    parser.add_argument("--top", type=int, default=10, help="rows of a table that are shown and tested; default: 10")
+    parser.add_argument("--top", type=int, default=10, help="rows of a table that are shown; default: 10")
     parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report that opens in any browser")
     options = parser.parse_args(arguments)

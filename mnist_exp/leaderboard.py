@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mnist_exp import RequestError, stats
 from mnist_exp.config import STAND_INS, changes_result
-from mnist_exp.metrics import higher_is_better
+from mnist_exp.metrics import bounds, higher_is_better
 from mnist_exp.tracking import TrackedRun
 
 SHORT_NAMES = ("model", "optimizer")  # params that repeat a `_target_` for MLflow's UI
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     def summary(self, metric: str) -> stats.Summary | None:
         """The metric in figures; None when no run has it."""
         scores = self.scores(metric)
-        return stats.summarise(list(scores.values())) if scores else None
+        return stats.summarise(list(scores.values()), bounds(metric)) if scores else None
 
 
 class Table(NamedTuple):

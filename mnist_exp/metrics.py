@@ -1,5 +1,6 @@
 """Numbers that say how good a classifier is, from its logits and the true labels."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,11 @@ import numpy as np
 def higher_is_better(name: str) -> bool:
     """Whether more of a metric of that name is better: all but accuracies and speed are losses, errors or costs."""
     return "accuracy" in name or name == "images_per_second"
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """The smallest and the largest value that a metric of that name can have; losses, times and counts have no top."""
+    return 0.0, 1.0 if "accuracy" in name or "calibration_error" in name else math.inf
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

@@ -61,14 +61,16 @@ class Compared(NamedTuple):
 
 
 def examine(board: Board, axis: str | None, top: int, right: significance.Right) -> list[Compared]:
-    """Test the pairs of the first `top` rows of each table, and along an axis where it varies.
+    """Test the pairs of rows of each table, and along an axis where it varies.
+
+    The correction counts the pairs of all rows: the first `top`, whose verdicts are kept, were chosen by their scores.
 
     Raises:
         RequestError: the axis varies in no table.
     """
     found, refused = [], []
     for table in board.tables:
-        pairs = significance.of_rows(table.rows[:top], board.metric, right)
+        pairs = significance.of_rows(table.rows, board.metric, right, top)
         key, along = "", list[Verdict]()
         if axis is not None:
             try:
@@ -153,7 +155,12 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
         if not higher_is_better(metric):
             best, worst = worst, best
         tested = row.summary(metric.replace("final_val", "test"))
-        figures = [_number(found.mean, scale), _interval(found, scale), _number(found.std, scale), str(found.n)]
+        figures = [
+            _number(found.mean, scale),
+            _span(found.low, found.high, scale),
+            _number(found.std, scale),
+            str(found.n),
+        ]
         figures += [_number(best, scale), _number(worst, scale), _mean_std(tested, scale)]
         settings = [row.settings.get(key, ABSENT) for key in columns]
         rows.append([str(rank), row.label, *settings, *figures])
@@ -173,10 +180,10 @@ def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
         rows.append([v.first, v.second, *figures, *witnesses])
     yield Grid(header, rows, 2)
     if len(shown) < len(found):
-        yield Text(f"{len(found)} pairs in all, which the correction counts; --format json has every one")
+        yield Text(f"{len(shown)} of the {len(found)} pairs of these rows; --format json has every one")
     for v in shown:
         yield Text(f"{v.first} vs {v.second}: {v.words}.")
-    few = [v.n for v in shown if v.permutation is not None and 2 / 2**v.n > stats.ALPHA]
+    few = [v.n for v in shown if v.test == "paired t" and 2 / 2**v.n > stats.ALPHA]
     if few:
         least = 2 / 2 ** min(few)
         yield Text(f"A permutation of {min(few)} pairs cannot come below p={least:.2g}: the t test decides.")
@@ -214,11 +221,6 @@ def _number(value: float, scale: float, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return ABSENT
     return format(value * scale, f"{'+' if signed else ''}{'.2f' if scale == 100 else '.4g'}")
-
-
-def _interval(found: stats.Summary, scale: float) -> str:
-    most = 1.0 if scale == 100 else math.inf  # no accuracy is above 100 %, whatever t says of two seeds
-    return _span(found.low, min(found.high, most), scale)
 
 
 def _span(low: float, high: float, scale: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mnist_exp import leaderboard, stats
 from mnist_exp.leaderboard import Row, Table
-from mnist_exp.metrics import higher_is_better
+from mnist_exp.metrics import bounds, higher_is_better
 
 # Which test images a single run got right, bool (n,); None when its predictions cannot be had.
 Right = Callable[[Row], np.ndarray | None]
@@ -17,7 +17,10 @@ Sample = dict[int, float]
 
 
 class Verdict(NamedTuple):
-    """The outcome for a pair, the better one first. `p_holm` counts all pairs; NaN is what could not be computed."""
+    """The outcome for a pair, the better one first.
+
+    `p_holm` counts the pairs of all rows, also of those without a verdict. NaN: it could not be computed.
+    """
 
     first: str
     second: str
@@ -35,6 +38,8 @@ class Verdict(NamedTuple):
 
 
 class _Tested(NamedTuple):
+    """Without a `p` the note says why there is none."""
+
     test: str
     n: int
     difference: float
@@ -46,16 +51,30 @@ class _Tested(NamedTuple):
     note: str = ""
 
 
-def of_rows(rows: Sequence[Row], metric: str, right: Right) -> list[Verdict]:
-    """Test each pair of rows: over their seeds, or two single runs on their predictions."""
+class _Pair(NamedTuple):
+    first: str
+    second: str
+    tested: _Tested
+    x: Sample
+    y: Sample
+
+
+def of_rows(rows: Sequence[Row], metric: str, right: Right, top: int) -> list[Verdict]:
+    """Test each pair of rows: over their seeds, or two single runs on their predictions.
+
+    Returns:
+        Verdicts on the pairs of the first `top` rows, corrected for the pairs of all.
+    """
     answers = {row.label: right(row) for row in rows if len(row.runs) == 1}
-    pairs = []
-    for a, b in itertools.combinations(rows, 2):
-        x, y = a.scores(metric), b.scores(metric)
+    samples = [row.scores(metric) for row in rows]
+    pairs, told = [], []
+    for (i, a), (j, b) in itertools.combinations(enumerate(rows), 2):
+        x, y = samples[i], samples[j]
         single = a.label in answers and b.label in answers
-        tested = _single_tested(x, y, answers[a.label], answers[b.label]) if single else _tested(x, y)
-        pairs.append((a.label, b.label, tested, x, y))
-    return _judged(pairs, metric)
+        tested = _single_tested(x, y, answers[a.label], answers[b.label]) if single else _tested(x, y, metric)
+        pairs.append(_Pair(a.label, b.label, tested, x, y))
+        told.append(j < top)
+    return _judged(pairs, told, metric)
 
 
 def along(table: Table, axis: str, metric: str) -> list[Verdict]:
@@ -66,12 +85,14 @@ def along(table: Table, axis: str, metric: str) -> list[Verdict]:
     pairs = []
     for a, b in itertools.combinations(best_first, 2):
         x, y, count = leaderboard.common(cells[a], cells[b])
-        note = f"mean over {count} settings of the rest" if count > 1 else ""
         if _mean(x) * _sign(metric) < _mean(y) * _sign(metric):
             a, b, x, y = b, a, y, x
-        tested = _tested(x, y)._replace(note=note) if count else _Tested("none", 0, math.nan, note="nothing in common")
-        pairs.append((a, b, tested, x, y))
-    return _judged(pairs, metric)
+        tested = _tested(x, y, metric) if count else _Tested("none", 0, math.nan, note="nothing in common")
+        if count > 1:
+            notes = [tested.note, f"mean over {count} settings of the rest"]
+            tested = tested._replace(note="; ".join(filter(None, notes)))
+        pairs.append(_Pair(a, b, tested, x, y))
+    return _judged(pairs, [True] * len(pairs), metric)
 
 
 def points(metric: str, value: float) -> str:
@@ -81,12 +102,17 @@ def points(metric: str, value: float) -> str:
     return f"{value:.3g}"
 
 
-def _tested(x: Sample, y: Sample) -> _Tested:
+def _tested(x: Sample, y: Sample, metric: str) -> _Tested:
     if min(len(x), len(y)) < 2:
         return _Tested("none", min(len(x), len(y)), _mean(x) - _mean(y), note="a test needs two seeds on each side")
-    found = stats.difference(x, y)
-    test = "paired t" if found.paired else "Welch t"
-    return _Tested(test, found.n, found.value, found.low, found.high, found.effect, found.p, found.spread)
+    try:
+        found = stats.difference(x, y)
+    except stats.Untestable as error:
+        return _Tested("none", min(len(x), len(y)), _mean(x) - _mean(y), note=str(error))
+    least, most = bounds(metric)
+    low, high = max(found.low, least - most), min(found.high, most - least)  # no two accuracies are further apart
+    test = "Welch t" if not found.paired else "paired t" if found.spread else "sign flips"
+    return _Tested(test, found.n, found.value, low, high, found.effect, found.p, found.spread)
 
 
 def _single_tested(x: Sample, y: Sample, x_right: np.ndarray | None, y_right: np.ndarray | None) -> _Tested:
@@ -98,17 +124,20 @@ def _single_tested(x: Sample, y: Sample, x_right: np.ndarray | None, y_right: np
     return _Tested("McNemar", 1, value, p=p, note=note)
 
 
-def _judged(pairs: Sequence[tuple[str, str, _Tested, Sample, Sample]], metric: str) -> list[Verdict]:
-    tests = [tested.p for _, _, tested, _, _ in pairs if not math.isnan(tested.p)]
+def _judged(pairs: Sequence[_Pair], told: Sequence[bool], metric: str) -> list[Verdict]:
+    """Correct the tests of all pairs together; verdicts on those that are told."""
+    tests = [pair.tested.p for pair in pairs if not math.isnan(pair.tested.p)]
     adjusted = iter(stats.holm(tests))
     found = []
-    for first, second, tested, x, y in pairs:
+    for pair, wanted in zip(pairs, told, strict=True):
+        tested = pair.tested
         p_holm = math.nan if math.isnan(tested.p) else next(adjusted)
+        if not wanted:
+            continue
         paired = tested.test == "paired t"
-        words = _words(first, tested, p_holm, len(tests), metric)
         verdict = Verdict(
-            first,
-            second,
+            pair.first,
+            pair.second,
             tested.test,
             tested.n,
             tested.difference,
@@ -117,9 +146,9 @@ def _judged(pairs: Sequence[tuple[str, str, _Tested, Sample, Sample]], metric: s
             tested.effect,
             tested.p,
             p_holm,
-            stats.permutation(x, y) if paired else None,
-            stats.bootstrap(x, y) if paired else None,
-            words,
+            stats.permutation(pair.x, pair.y) if paired else None,
+            stats.bootstrap(pair.x, pair.y) if paired else None,
+            _words(pair.first, tested, p_holm, len(tests), metric),
         )
         found.append(verdict)
     return found
@@ -129,23 +158,26 @@ def _words(first: str, tested: _Tested, p_holm: float, tests: int, metric: str) 
     note = f"; {tested.note}" if tested.note else ""
     if math.isnan(p_holm):
         return f"not tested: {tested.note}"
-    corrected = f", {_p(p_holm)} for {tests} pairs" if tests > 1 else ""
+    corrected = f", {_p(p_holm)} for {tests:,} pairs" if tests > 1 else ""
     if tested.test == "McNemar":
         shown = "these two runs differ" if p_holm < stats.ALPHA else "no difference shown between these two runs"
         return f"{shown} on the test images ({_p(tested.p)}{corrected}; one seed each says nothing of others){note}"
     evidence = f"{_p(tested.p)}{corrected}, n={tested.n}"
     if p_holm < stats.ALPHA:
+        better = "higher" if higher_is_better(metric) else "lower"
+        shown = f"{first} is {better} by {points(metric, abs(tested.difference))}"
+        if math.isnan(tested.low):
+            return f"{shown} with every seed ({evidence}){note}"
         low, high = sorted((abs(tested.low), abs(tested.high)))
         between = f"95 % interval {points(metric, low).removesuffix(' points')} to {points(metric, high)}"
-        better = "higher" if higher_is_better(metric) else "lower"
-        return f"{first} is {better} by {points(metric, abs(tested.difference))} ({between}; {evidence}){note}"
+        return f"{shown} ({between}; {evidence}){note}"
+    if not tested.difference or not tested.spread:
+        return f"no difference shown ({evidence}){note}"
     # Before the other pairs are known the strictest share of the level is what a pair can count on.
     alpha = stats.ALPHA / tests
     seeds = stats.seeds_to_show(tested.difference, tested.spread, tested.test == "paired t", alpha)
     many = f"about {seeds:,} seeds" if seeds is not None else f"not even {stats.MAX_SEEDS:,} seeds"
-    settles = tested.difference and tested.spread > 1e-12  # gaps without any spread tell nothing of how they vary
-    settle = f"; {many} would show {points(metric, abs(tested.difference))}" if settles else ""
-    return f"no difference shown ({evidence}{settle}){note}"
+    return f"no difference shown ({evidence}; {many} would show {points(metric, abs(tested.difference))}){note}"
 
 
 def _p(p: float) -> str:

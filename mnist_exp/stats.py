@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL, ALPHA, POWER = 0.95, 0.05, 0.80
 MAX_SEEDS = 1000  # beyond what anybody runs
+ROUNDING = 1e-12  # as a share of the largest score: a smaller spread or difference is rounding
 RESAMPLES = 9999
+
+
+class Untestable(ValueError):
+    """Two samples hold too little information for a test; the message is the reason."""
 
 
 class Summary(NamedTuple):
@@ -35,7 +40,7 @@ class Difference(NamedTuple):
 
     `n` counts pairs, or without pairs the seeds of the smaller sample. `p` is two-sided. `effect` is Hedges' g: the
     difference in units of the standard deviation over seeds. `spread` is the standard deviation of the gaps of
-    pairs, or within the samples when there are no pairs.
+    pairs, or within the samples when there are no pairs. It is 0 and the interval NaN when all gaps are equal.
     """
 
     paired: bool
@@ -48,8 +53,8 @@ class Difference(NamedTuple):
     spread: float
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean, spread and the 95 % t interval of the mean.
+def summarise(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Summary:
+    """Mean, spread and the 95 % t interval of the mean, both of its ends cut to the bounds of the metric.
 
     Raises:
         ValueError: there are no values.
@@ -60,37 +65,50 @@ def summarise(values: Sequence[float]) -> Summary:
     n, mean = len(array), float(array.mean())
     std = float(array.std(ddof=1)) if n > 1 else math.nan
     half = _quantile(n - 1) * std / math.sqrt(n) if n > 1 else math.nan
-    return Summary(n, mean, std, mean - half, mean + half, float(array.min()), float(array.max()))
+    low, high = (float(end) for end in np.clip((mean - half, mean + half), *bounds))
+    return Summary(n, mean, std, low, high, float(array.min()), float(array.max()))
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     """Test whether two samples differ in their mean: paired by seed when both have the same seeds, else Welch's test.
 
+    Gaps of pairs that are all equal have no t. The count of their signs is then the test, and there is no interval.
+
     Raises:
-        ValueError: a sample has fewer than two seeds.
+        Untestable: a sample has fewer than two seeds or a score that is not finite, or neither sample has any spread.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"need at least two seeds on each side, got {len(a)} and {len(b)}")
-    x, y = np.array(list(a.values())), np.array(list(b.values()))
-    within = math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
-    paired = a.keys() == b.keys()
+    x, y = list(a.values()), list(b.values())
+    if min(len(x), len(y)) < 2:
+        raise Untestable(f"a test needs two seeds on each side, got {len(x)} and {len(y)}")
+    if not all(map(math.isfinite, x + y)):
+        raise Untestable("a score is not a finite number")
+    (mean_x, var_x), (mean_y, var_y) = _moments(x), _moments(y)
+    within, rounding = math.sqrt((var_x + var_y) / 2), ROUNDING * max(map(abs, x + y))
+    if within <= rounding:
+        raise Untestable("neither side varies with the seed, so the size of chance is unknown")
+    n, paired = min(len(x), len(y)), a.keys() == b.keys()
     if paired:
-        gaps = pair(a, b)
-        value, spread, freedom = float(gaps.mean()), float(gaps.std(ddof=1)), len(gaps) - 1.0
-        error = spread / math.sqrt(len(gaps))
+        value, variance = _moments([a[seed] - b[seed] for seed in a])
+        spread, error, freedom = math.sqrt(variance), math.sqrt(variance / n), n - 1.0
     else:
-        spread, parts = within, np.array([x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)])
-        value, error = float(x.mean() - y.mean()), math.sqrt(parts.sum())
-        # Welch-Satterthwaite; without any spread the smaller sample's.
-        square = (parts**2 / (len(x) - 1, len(y) - 1)).sum()
-        freedom = float(parts.sum() ** 2 / square) if square else min(len(x), len(y)) - 1.0
-    if error < 1e-12:  # equal gaps: t is infinite or 0/0, and only the count of signs is evidence
-        p = permutation(a, b) if paired and abs(value) > 1e-12 else float(abs(value) < 1e-12)
-    else:
-        p = float(2 * stats.t.sf(abs(value) / error, freedom))
-    half = _quantile(freedom) * error
+        spread, value, parts = within, mean_x - mean_y, (var_x / len(x), var_y / len(y))
+        error = math.sqrt(sum(parts))
+        freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))  # Welch-Satterthwaite
+    if abs(value) <= rounding:
+        value = 0.0
     effect = hedges_g(value, within, len(x) + len(y) - 2)
-    return Difference(paired, min(len(x), len(y)), value, value - half, value + half, p, effect, spread)
+    if spread <= rounding:
+        p = 2.0 ** (1 - n) if value else 1.0
+        return Difference(paired, n, value, math.nan, math.nan, p, effect, 0.0)
+    p = float(2 * special.stdtr(freedom, -abs(value) / error))
+    half = _quantile(freedom) * error
+    return Difference(paired, n, value, value - half, value + half, p, effect, spread)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and variance; of a handful of values this is ten times as fast as NumPy."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def pair(a: Mapping[int, float], b: Mapping[int, float]) -> np.ndarray:
@@ -145,11 +163,14 @@ def seeds_to_show(value: float, spread: float, paired: bool, alpha: float = ALPH
 
     Returns:
         The number, at least 2; None when it is above `MAX_SEEDS`.
+
+    Raises:
+        ValueError: the spread is 0, which tells nothing of how other seeds vary.
     """
+    if spread == 0:
+        raise ValueError("need scores that vary, got a spread of 0")
     if value == 0:
         return None
-    if spread == 0:
-        return 2
     n = np.arange(2, MAX_SEEDS + 1)
     freedom = n - 1 if paired else 2 * n - 2
     shift = abs(value) / spread * np.sqrt(n if paired else n / 2)
@@ -185,10 +206,9 @@ def mcnemar(a_right: np.ndarray, b_right: np.ndarray) -> tuple[int, int, float]:
     """
     if a_right.shape != b_right.shape:
         raise ValueError(f"need the same images on both sides, got {len(a_right)} and {len(b_right)}")
-    only_a, only_b = int((a_right & ~b_right).sum()), int((~a_right & b_right).sum())
-    if only_a + only_b == 0:
-        return 0, 0, 1.0
-    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    only_a, only_b = int(np.count_nonzero(a_right & ~b_right)), int(np.count_nonzero(~a_right & b_right))
+    # Twice a tail of the binomial distribution; 1 when the two are right on the same images.
+    return only_a, only_b, min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def pooled_std(samples: Sequence[Sequence[float]]) -> float:
@@ -201,4 +221,4 @@ def pooled_std(samples: Sequence[Sequence[float]]) -> float:
 
 
 def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))

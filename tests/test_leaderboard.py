@@ -99,6 +99,13 @@ def test_a_seed_counts_once_however_often_it_ran():
     assert (row.scores(METRIC), row.repeats) == ({5: 0.9, 6: 0.7}, 1)
 
 
+def test_no_interval_leaves_the_range_of_its_metric():
+    (table,) = tables(run(0, 0, 0.2, metrics={"x_loss": 0.1}), run(1, 1, 0.9, metrics={"x_loss": 9.0}))
+    found, loss = (table.rows[0].summary(metric) for metric in (METRIC, "x_loss"))
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert (loss.low, loss.high) == (0.0, pytest.approx(4.55 + 12.7062 * 4.45, abs=1e-3))
+
+
 def test_a_loss_ranks_upwards():
     records = [run(n, metrics={"final_val_loss": loss}, x__y=n) for n, loss in enumerate((0.3, 0.1, 0.2))]
     (table,) = tables(*records, metric="final_val_loss")

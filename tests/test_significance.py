@@ -19,8 +19,8 @@ def table(scores, metric=METRIC):
     return leaderboard.board(records, ALL, metric).tables[0]
 
 
-def judged(scores, right=lambda row: None, metric=METRIC):
-    return significance.of_rows(table(scores, metric).rows, metric, right)
+def judged(scores, right=lambda row: None, metric=METRIC, top=10):
+    return significance.of_rows(table(scores, metric).rows, metric, right, top)
 
 
 def test_a_difference_that_is_shown():
@@ -50,6 +50,66 @@ def test_more_pairs_ask_for_more():
     assert same.p == alone.p
     assert same.p_holm > alone.p_holm
     assert "for 6 pairs" in same.words
+
+
+def test_how_many_rows_are_shown_changes_no_p():
+    """The first rows lead by the very metric that is tested: the pairs of the other rows count as well."""
+    scores = np.random.default_rng(1).normal(0.9, 0.01, (6, 4)).tolist()
+    every = {(v.first, v.second): v for v in judged(scores)}
+    assert len(every) == 15
+    for verdict in judged(scores, top=3):
+        assert verdict == every[verdict.first, verdict.second]
+    assert len(judged(scores, top=3)) == 3
+    p = [v.p for v in every.values()]
+    assert [v.p_holm for v in every.values()] == pytest.approx(stats.holm(p))
+
+
+def test_single_runs_beyond_those_shown_count_too():
+    answers = {f"row{n}": np.repeat([True, False], [95 - 5 * n, 5 + 5 * n]) for n in range(4)}
+    scores = [[0.95], [0.9], [0.85], [0.8]]
+    (found,) = judged(scores, lambda row: answers[row.label], top=2)
+    assert (found.p, found.p_holm) == (2 / 2**5, 3 * 2 / 2**5)  # three pairs are as close, three are further apart
+    assert "for 6 pairs" in found.words
+
+
+@pytest.mark.parametrize("other", [0.8, 0.9])
+def test_rows_that_do_not_vary_with_the_seed_are_not_tested(other):
+    (found,) = judged([[0.9, 0.9], [other, other]])
+    assert found.words == "not tested: neither side varies with the seed, so the size of chance is unknown"
+    assert (found.test, found.permutation, found.bootstrap) == ("none", None, None)
+    assert all(map(math.isnan, (found.p, found.p_holm, found.low, found.high, found.effect)))
+
+
+def test_equal_gaps_have_a_test_of_signs_and_no_interval():
+    seeds = np.arange(7) / 1000
+    (found,) = judged([list(0.91 + seeds), list(0.9 + seeds)])
+    assert (found.test, found.p, found.bootstrap) == ("sign flips", 2 / 2**7, None)
+    assert found.words == "row0 is higher by 1.00 points with every seed (p=0.016, n=7)"
+    (found,) = judged([[0.91, 0.92], [0.90, 0.91]])
+    assert found.words == "no difference shown (p=0.5, n=2)"
+
+
+def test_no_interval_of_a_difference_is_wider_than_the_metric():
+    (found,) = judged([[0.1, 0.9], [0.2, 0.1]])
+    assert (found.low, found.high) == (-1.0, 1.0)
+    (found,) = judged([[0.1, 0.9], [0.2, 0.1]], metric="final_val_loss")
+    assert found.low < -1 < 1 < found.high
+
+
+def test_a_reason_is_never_empty():
+    """Each way not to be tested, over rows and along an axis."""
+    one_seed = [run(n, 0, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2)]
+    (board_table,) = leaderboard.board(one_seed, ALL, METRIC).tables
+    (found,) = significance.along(board_table, "x.y", METRIC)
+    assert found.words == "not tested: a test needs two seeds on each side"
+    flat = [run(10 * n + s, s, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2) for s in range(2)]
+    (board_table,) = leaderboard.board(flat, ALL, METRIC).tables
+    (found,) = significance.along(board_table, "x.y", METRIC)
+    assert found.words == "not tested: neither side varies with the seed, so the size of chance is unknown"
+    once = [record for record in grid() if record.params["seed"] == "0"]
+    (board_table,) = leaderboard.board(once, ALL, METRIC).tables
+    (found,) = significance.along(board_table, "optimizer", METRIC)
+    assert found.words == "not tested: a test needs two seeds on each side; mean over 2 settings of the rest"
 
 
 def test_a_loss_is_better_when_lower():

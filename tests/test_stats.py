@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mnist_exp import stats
+from mnist_exp import metrics, stats
 
 # Student's sleep data, 1908: hours gained by ten patients with two drugs. Figures: R's help of t.test.
 SLEEP = [
@@ -128,7 +128,8 @@ def test_seeds_that_show_a_difference_do_show_it():
     shown = np.mean(scipy_stats.ttest_1samp(gaps, 0, axis=1).pvalue < 0.05)
     assert 0.78 <= shown <= 0.85  # at least the 80 % asked for, and no seed too many
     assert stats.seeds_to_show(0.0, 1.0, True) is None
-    assert stats.seeds_to_show(1.0, 0.0, True) == 2
+    with pytest.raises(ValueError, match="spread of 0"):
+        stats.seeds_to_show(1.0, 0.0, True)
 
 
 def test_holm_of_a_textbook():
@@ -170,12 +171,67 @@ def test_mcnemar_of_runs_that_never_or_hardly_differ():
         stats.mcnemar(np.ones(3, bool), np.ones(2, bool))
 
 
-def test_samples_without_spread():
-    same = stats.difference(sample([0.9] * 5), sample([0.9] * 5))
+@pytest.mark.parametrize("other", [0.9, 0.8, 0.1])
+@pytest.mark.parametrize("first", [0, 5], ids=["paired", "welch"])
+def test_two_samples_without_spread_are_not_tested(other, first):
+    for scale in (1e-9, 1.0, 1e9):  # rounding leaves three times 0.1 a spread of 1e-17
+        with pytest.raises(stats.Untestable, match="neither side varies with the seed"):
+            stats.difference(sample([0.9 * scale] * 3), sample([other * scale] * 3, first))
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # SciPy's, of the flat sample
+def test_one_sample_without_spread_is_tested():
+    flat, x = [0.8, 0.8, 0.8], [0.9, 0.91, 0.93]
+    paired, welch = stats.difference(sample(x), sample(flat)), stats.difference(sample(x), sample(flat, 5))
+    assert paired.p == pytest.approx(scipy_stats.ttest_rel(x, flat).pvalue)
+    assert welch.p == pytest.approx(scipy_stats.ttest_ind(x, flat, equal_var=False).pvalue)
+
+
+def test_equal_gaps_say_no_more_than_their_signs_do():
+    found = stats.difference(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
+    assert (found.p, found.spread, found.value) == (2 / 2**4, 0.0, pytest.approx(0.1))
+    assert found.p == stats.permutation(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    same = stats.difference(sample([0.9, 0.8]), sample([0.9, 0.8]))
     assert (same.p, same.value, same.effect) == (1.0, 0.0, 0.0)
-    # A gap that is always the same says no more than its signs do.
-    assert stats.difference(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5])).p == 2 / 2**4
-    assert stats.difference(sample([0.9, 0.9]), sample([0.8, 0.8], 5)).p == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_not_tested(value):
+    with pytest.raises(stats.Untestable, match="not a finite number"):
+        stats.difference(sample([0.9, value]), sample([0.8, 0.7]))
+
+
+def test_random_samples_agree_with_scipy():
+    random = np.random.default_rng(7)
+    for n, m in [(2, 2), (2, 5), (3, 3), (10, 4), (20, 20)]:
+        x, y = random.normal(0.97, 0.002, n), random.normal(0.96, 0.02, m)
+        theirs = scipy_stats.ttest_ind(x, y, equal_var=False)
+        ours = stats.difference(sample(x), sample(y, 50))
+        assert ours.p == pytest.approx(theirs.pvalue)
+        assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()))
+        if n == m:
+            theirs, ours = scipy_stats.ttest_rel(x, y), stats.difference(sample(x), sample(y))
+            assert ours.p == pytest.approx(theirs.pvalue)
+            assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()))
+    for only_a, only_b in [(0, 1), (3, 3), (2, 9), (40, 60), (0, 30)]:
+        _, _, p = stats.mcnemar(*counted(10, only_a, only_b, 10))
+        assert p == pytest.approx(scipy_stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def test_both_ends_of_an_interval_are_cut_to_the_bounds_of_the_metric():
+    found = stats.summarise([0.34, 0.36, 0.5], (0.0, 1.0))
+    whole = stats.summarise([0.34, 0.36, 0.5])
+    assert (found.low, found.high) == (whole.low, whole.high)
+    found = stats.summarise([0.2, 0.5], (0.0, 1.0))
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert math.isnan(stats.summarise([0.2], (0.0, 1.0)).low)
+    assert [metrics.bounds(name) for name in ("val_accuracy", "test_calibration_error", "val_loss")] == [
+        (0.0, 1.0),
+        (0.0, 1.0),
+        (0.0, math.inf),
+    ]
 
 
 def test_one_seed_is_no_sample():
