@@ -25,7 +25,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from mnist_exp import RequestError
+from mnist_exp import RequestError, provenance
 
 # The file that keras.datasets.mnist downloads.
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
@@ -43,6 +43,18 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+FORMATS = (
+    f"data.path takes an .npz file with the arrays {', '.join(ARRAYS)}, as numpy.savez writes it, or a folder with the"
+    " four IDX files of MNIST's names"
+)
+# How other files begin that users name by mistake.
+_MAGIC = {
+    b"\0\0\x08": "one IDX file",
+    b"\x1f\x8b": "a gzip file",
+    b"\x93NUMPY": "one array (.npy)",
+    b"\x89HDF": "an HDF5 file",
+}
+_CHUNK = 2**20  # bytes that are expanded at a time
 MAX_CLASSES = 1000  # a larger label is more likely a regression target or an id than a class
 DOWNLOAD_SECONDS = 30  # longest silence of the server during a download
 PROBE_SECONDS = 8  # resolve_auto's patience with the network, name resolution included
@@ -71,6 +83,7 @@ class Dataset(NamedTuple):
         num_classes: Labels are in 0..num_classes - 1.
         fingerprint: SHA-256 (hex) over the arrays and the split: equal fingerprints mean equal train,
             validation and test sets.
+        warnings: Lines for the user on what is allowed and unlikely to be meant.
     """
 
     name: str
@@ -80,6 +93,7 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,6 +110,7 @@ class _Arrays(NamedTuple):
     test: Split
     num_classes: int
     digests: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def mnist(*, path: str | None = None, validation: int | float | str = 5000, split_seed: int = 0) -> Dataset:
@@ -141,7 +156,7 @@ def file(*, path: str, validation: int | float | str = 0.1, split_seed: int = 0)
     Args:
         path: An .npz file with the arrays x_train, y_train, x_test, y_test, or a folder with the four IDX
             files under MNIST's names, gzipped or not. Images are integers in 0..255 of shape (n, height,
-            width) or (n, height, width, 1 or 3); labels are integers from 0 on, of shape (n,).
+            width) or (n, height, width, 1 or 3); labels are 0 to n - 1 for n classes, of shape (n,).
         validation: Number (int) or share (float) of training images to validate on, or "test".
         split_seed: Which training images those are.
 
@@ -191,7 +206,7 @@ def check_validation(validation: object) -> None:
 def _dataset(name: str, arrays: _Arrays, validation: int | float | str, split_seed: int) -> Dataset:
     if type(split_seed) is not int or split_seed < 0:
         raise DataError(f"data.split_seed must be an integer of at least 0, got {split_seed!r}")
-    train, held_out, chosen = arrays.train, arrays.test, "test"
+    train, held_out, chosen, warnings = arrays.train, arrays.test, "test", arrays.warnings
     if not isinstance(validation, str):
         total = len(train.labels)
         count = validation if isinstance(validation, int) else round(validation * total)
@@ -203,10 +218,14 @@ def _dataset(name: str, arrays: _Arrays, validation: int | float | str, split_se
         kept, taken = _divide(total, count, split_seed)
         held_out, train = _subset(train, taken), _subset(train, kept)
         chosen = hashlib.sha256(taken.astype("<i8").tobytes()).hexdigest()
+        absent = np.flatnonzero(np.bincount(train.labels, minlength=arrays.num_classes) == 0)
+        if absent.size:
+            some = f"{absent.size} classes, the first is class {absent[0]}" if absent.size > 1 else f"class {absent[0]}"
+            warnings += (f"{arrays.source}: data.validation={validation} leaves no training image of {some}",)
     whole = (*arrays.train, *arrays.test)
     described = [(a.dtype.str, a.shape, digest) for a, digest in zip(whole, arrays.digests, strict=True)]
     fingerprint = hashlib.sha256(repr((described, chosen)).encode()).hexdigest()
-    return Dataset(name, arrays.source, train, held_out, arrays.test, arrays.num_classes, fingerprint)
+    return Dataset(name, arrays.source, train, held_out, arrays.test, arrays.num_classes, fingerprint, warnings)
 
 
 def _divide(total: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -321,6 +340,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: this machine has too little memory to read it") from error
     except Exception as error:  # the parsers of zip, gzip and npy raise a dozen types on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: damaged, truncated, or not an .npz or IDX file: {reason}") from error
@@ -339,8 +360,8 @@ def _locate(place: Path, npz: str | None) -> list[Path]:
     """The .npz file, or the four IDX files in the order of ARRAYS."""
     if place.is_file():
         return [place]
-    if not place.exists():
-        raise DataError(f"{place}: no such file or folder")
+    if not place.is_dir():
+        raise DataError(f"{place}: {'neither a file nor a folder' if place.exists() else 'no such file or folder'}")
     if npz is not None and (place / npz).is_file():
         return [place / npz]
     spellings = [(name, name.replace("-idx", ".idx")) for name in IDX_FILES]
@@ -349,40 +370,73 @@ def _locate(place: Path, npz: str | None) -> list[Path]:
     missing = [name for name, path in zip(IDX_FILES, found, strict=True) if path is None]
     if missing:
         also = f", and no {npz}" if npz is not None else ""
-        raise DataError(f"{place}: this folder has no {', '.join(missing)} (plain or .gz){also}")
+        deeper = [path for folder in ("*", "*/*") for name in spellings[0] for path in place.glob(f"{folder}/{name}")]
+        deeper = [path for path in deeper if path.is_file()]
+        advice = f"{deeper[0]} lies deeper: name the folder that holds all four files" if deeper else FORMATS
+        raise DataError(f"{place}: this folder has no {', '.join(missing)} (plain or .gz){also}; {advice}")
     return [path for path in found if path is not None]
+
+
+class _Stored(NamedTuple):
+    """An array whose header was read, at whose data `stream` stands; `where` is its name in a message."""
+
+    where: str
+    path: Path
+    stream: IO[bytes]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes that the header promises."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 # The runs of a sweep share one reading and hashing. Two entries: a sweep over two files, at bounded memory.
 @functools.lru_cache(maxsize=2)
 def _read(source: str, *stamps: tuple[str, int, int]) -> _Arrays:
-    arrays: dict[str, np.ndarray] = {}
-    for name, _, _ in stamps:
-        path = Path(name)
-        with _reading(path):
-            arrays |= _read_npz(path) if len(stamps) == 1 else {name: _read_idx(path)}
+    """Headers are read and checked first, so that a small file that expands to many gigabytes is refused unexpanded."""
+    stored: list[_Stored] = []
+    with contextlib.ExitStack() as stack:
+        for name, _, _ in stamps:
+            path = Path(name)
+            with _reading(path):
+                stored += _open_npz(path, stack) if len(stamps) == 1 else [_open_idx(path, stack)]
+        for x, y in (stored[:2], stored[2:]):
+            _check_header(x, y)
+        needed, present = sum(array.size for array in stored), provenance.memory()
+        if needed > present:
+            raise DataError(f"{source}: holds {needed / 1e9:,.1f} GB of data, this machine has {present / 1e9:,.1f}")
+        arrays = {}
+        for array in stored:
+            with _reading(array.path):
+                arrays[array.where] = _data(array)
     return _checked(source, arrays)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The four arrays by what to call them in a message."""
-    with zipfile.ZipFile(path) as archive:
-        found = [name.removesuffix(".npy") for name in archive.namelist()]
-        missing = [name for name in ARRAYS if name not in found]
-        if missing:
-            raise DataError(
-                f"{path}: lacks {', '.join(missing)}; expected {', '.join(ARRAYS)},"
-                f" found {', '.join(sorted(found)) or 'nothing'}"
-            )
-        arrays = {}
-        for name in ARRAYS:
-            with archive.open(f"{name}.npy") as stream:
-                arrays[f"{path}: {name}"] = _read_npy(f"{path}: {name}", stream)
-    return arrays
+def _open_npz(path: Path, stack: contextlib.ExitStack) -> list[_Stored]:
+    """The four arrays."""
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    if not zipfile.is_zipfile(path):
+        text = "text, such as CSV" if start and min(start) >= 9 else ""
+        kind = next((said for magic, said in _MAGIC.items() if start.startswith(magic)), text)
+        raise ValueError(f"File is not a zip file{f', it is {kind}' if kind else ''}; {FORMATS}")
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    found = sorted(name.removesuffix(".npy") for name in archive.namelist())
+    missing = [name for name in ARRAYS if name not in found]
+    if missing:
+        more = f" and {len(found) - 10:,} more" if len(found) > 10 else ""
+        raise DataError(
+            f"{path}: lacks {', '.join(missing)}; expected {', '.join(ARRAYS)},"
+            f" found {', '.join(found[:10]) or 'nothing'}{more}"
+        )
+    return [_open_npy(path, name, archive, stack) for name in ARRAYS]
 
 
-def _read_npy(where: str, stream: IO[bytes]) -> np.ndarray:
-    """One array. Unlike np.load it allocates what the file holds, not what its header promises."""
+def _open_npy(path: Path, name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack) -> _Stored:
+    where, stream = f"{path}: {name}", stack.enter_context(archive.open(f"{name}.npy"))
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0
     if version != (1, 0):
@@ -390,26 +444,41 @@ def _read_npy(where: str, stream: IO[bytes]) -> np.ndarray:
     shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         raise DataError(f"{where} holds Python objects (a pickle), which could run code when read; save plain numbers")
-    content = stream.read()
-    _check_length(where, math.prod(shape) * dtype.itemsize, len(content))
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    stored = _Stored(where, path, stream, dtype, shape, fortran)
+    _check_length(where, stored.size, archive.getinfo(f"{name}.npy").file_size - stream.tell())
+    return stored
 
 
-def _read_idx(path: Path) -> np.ndarray:
+def _open_idx(path: Path, stack: contextlib.ExitStack) -> _Stored:
     """An array of unsigned bytes in IDX format, by the description at yann.lecun.com/exdb/mnist."""
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):  # by content, since browsers unpack .gz files and keep the name
-        content = gzip.decompress(content)
-    if content[:3] != b"\0\0\x08" or content[3:4] not in (b"\1", b"\3", b"\4"):
+    stream: IO[bytes] = stack.enter_context(path.open("rb"))
+    zipped = stream.read(2) == b"\x1f\x8b"  # by content, since browsers unpack .gz files and keep the name
+    stream.seek(0)
+    if zipped:
+        stream = stack.enter_context(gzip.GzipFile(fileobj=stream))  # type: ignore[arg-type]
+    start = stream.read(4)
+    if start[:3] != b"\0\0\x08" or start[3:] not in (b"\1", b"\3", b"\4"):
         raise DataError(
             f"{path}: not an IDX file of unsigned bytes: must begin with 00 00 08 and the number of axes,"
-            f" got {content[:4].hex(' ') or 'an empty file'}"
+            f" got {start.hex(' ') or 'an empty file'}"
         )
-    axes = content[3]
-    shape = struct.unpack_from(f">{axes}I", content, 4)
-    start = 4 + 4 * axes
-    _check_length(str(path), math.prod(shape), len(content) - start)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    shape = struct.unpack(f">{start[3]}I", stream.read(4 * start[3]))
+    stored = _Stored(str(path), path, stream, np.dtype(np.uint8), shape, False)
+    if not zipped:
+        _check_length(str(path), stored.size, path.stat().st_size - stream.tell())
+    return stored
+
+
+def _data(stored: _Stored) -> np.ndarray:
+    """The array. No more than the promised bytes are expanded, whatever the file holds."""
+    content = np.empty(stored.size, np.uint8)
+    view, done = content.data, 0
+    while count := stored.stream.readinto(view[done : done + _CHUNK]):  # type: ignore[attr-defined]
+        done += count
+    if stored.stream.read(1):  # the end also holds the checksum, which is compared when it is read
+        raise DataError(f"{stored.where}: its header promises {stored.size:,} bytes of data, it has more")
+    _check_length(stored.where, stored.size, done)
+    return content.view(stored.dtype).reshape(stored.shape, order="F" if stored.fortran else "C")
 
 
 def _check_length(where: str, promised: int, present: int) -> None:
@@ -417,10 +486,29 @@ def _check_length(where: str, promised: int, present: int) -> None:
         raise DataError(f"{where}: its header promises {promised:,} bytes of data, it has {present:,}")
 
 
+def _check_header(x: _Stored, y: _Stored) -> None:
+    """Refuse images and labels of a wrong type or shape."""
+    if x.dtype.kind not in "iu":
+        raise DataError(f"{x.where}: pixels must be integers in 0..255, which models scale themselves, got {x.dtype}")
+    if len(x.shape) not in (3, 4) or (len(x.shape) == 4 and x.shape[3] not in (1, 3)):
+        rule = "images must be (n, height, width) or (n, height, width, 1 or 3)"
+        raise DataError(f"{x.where}: {rule}, got {x.shape}")
+    if 0 in x.shape:
+        raise DataError(f"{x.where}: at least one image of at least one pixel is needed, got shape {x.shape}")
+    if y.dtype.kind not in "iu":
+        raise DataError(f"{y.where}: labels must be integers, got {y.dtype}")
+    if len(y.shape) != 1:
+        raise DataError(f"{y.where}: labels must have shape (n,), got {y.shape}")
+    if y.shape == (0,):
+        raise DataError(f"{y.where}: at least one label is needed, got none")
+    if x.shape[0] != y.shape[0]:
+        raise DataError(f"{y.where}: each image needs one label, got {y.shape[0]:,} for {x.shape[0]:,} images")
+
+
 def _checked(source: str, arrays: dict[str, np.ndarray]) -> _Arrays:
     """Arrays in the order of ARRAYS, by what to call them in a message, brought to the types of `Split`."""
     (x_train, y_train, x_test, y_test) = arrays.items()
-    train, test = _split(*x_train, *y_train), _split(*x_test, *y_test)
+    train, test = Split(_images(*x_train), _labels(*y_train)), Split(_images(*x_test), _labels(*y_test))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"{source}: images must have one size and depth, got {train.images.shape[1:]} in the training set"
@@ -429,30 +517,39 @@ def _checked(source: str, arrays: dict[str, np.ndarray]) -> _Arrays:
     unseen = np.setdiff1d(test.labels, train.labels)
     if unseen.size:
         raise DataError(f"{source}: every test label must occur in training, got {unseen[0]} only in the test set")
-    num_classes = int(train.labels.max()) + 1
-    if num_classes < 2:
-        raise DataError(f"{source}: labels must name at least 2 classes, got only label 0")
+    num_classes = _count_classes(source, train.labels)
     # Labels are hashed at the width that holds them, which for MNIST is that of its IDX files.
     narrow = "u1" if num_classes <= 256 else "<u2"
     hashed = (train.images, train.labels.astype(narrow), test.images, test.labels.astype(narrow))
     digests = tuple(hashlib.sha256(array.data).hexdigest() for array in hashed)
-    return _Arrays(source, train, test, num_classes, digests)
+    return _Arrays(source, train, test, num_classes, digests, _dark(source, train.images, test.images))
 
 
-def _split(x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> Split:
-    images, labels = _images(x_name, x), _labels(y_name, y)
-    if len(images) != len(labels):
-        raise DataError(f"{y_name}: each image needs one label, got {len(labels):,} for {len(images):,} images")
-    return Split(images, labels)
+def _count_classes(source: str, labels: np.ndarray) -> int:
+    classes = np.unique(labels)
+    if classes.size < 2:
+        raise DataError(f"{source}: labels must name at least 2 classes, got only label {classes[0]}")
+    if classes[-1] != classes.size - 1:
+        raise DataError(
+            f"{source}: labels must be 0 to n - 1 for n classes, without gaps, got {classes.size} classes in"
+            f" {classes[0]}..{classes[-1]}; renumber them before saving: classes, y_train = numpy.unique(y_train,"
+            " return_inverse=True); y_test = numpy.searchsorted(classes, y_test)"
+        )
+    return classes.size
+
+
+def _dark(source: str, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """A warning of images that leave more than half of 0..255 unused, such as images of 0 and 1."""
+    peaks = train.max(), test.max()
+    if min(peaks) >= 128:
+        return ()
+    return (
+        f"{source}: the largest pixel is {peaks[0]} in the training set and {peaks[1]} in the test set, of 255; models"
+        " divide by 255, so dark images train badly: scale the pixels of both sets to 0..255 before saving",
+    )
 
 
 def _images(where: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{where}: pixels must be integers in 0..255, which models scale themselves, got {array.dtype}")
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
-        raise DataError(f"{where}: images must be (n, height, width) or (n, height, width, 1 or 3), got {array.shape}")
-    if array.size == 0:
-        raise DataError(f"{where}: at least one image of at least one pixel is needed, got shape {array.shape}")
     if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
         raise DataError(f"{where}: pixels must be integers in 0..255, got {array.min()}..{array.max()}")
     channels = 1 if array.ndim == 3 else array.shape[3]
@@ -460,12 +557,6 @@ def _images(where: str, array: np.ndarray) -> np.ndarray:
 
 
 def _labels(where: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels must be integers, got {array.dtype}")
-    if array.ndim != 1:
-        raise DataError(f"{where}: labels must have shape (n,), got {array.shape}")
-    if array.size == 0:
-        raise DataError(f"{where}: at least one label is needed, got none")
     if array.min() < 0 or array.max() >= MAX_CLASSES:
         raise DataError(f"{where}: labels must be in 0..{MAX_CLASSES - 1}, got {array.min()}..{array.max()}")
     return _frozen(array.astype(np.int64))

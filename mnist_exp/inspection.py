@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from mnist_exp import predictions, stats, tracking
 from mnist_exp.config import changes_result, option_defaults
 from mnist_exp.leaderboard import SHORT_NAMES
@@ -140,8 +142,9 @@ def _mcnemar(uri: str, a: TrackedRun, b: TrackedRun) -> str:
     sides = [predictions.load(uri, run.run_id) for run in (a, b)]
     if sides[0] is None or sides[1] is None:
         return "test predictions: not at hand for both, so no test of their difference"
-    if sides[0].labels.shape != sides[1].labels.shape or (sides[0].labels != sides[1].labels).any():
-        return "test predictions: on different images, so no test of their difference"
+    same_data = a.tags.get("data.fingerprint") == b.tags.get("data.fingerprint")  # equal labels are no equal images
+    if not same_data or not np.array_equal(sides[0].labels, sides[1].labels):
+        return "test predictions: on different data or splits, so no test of their difference"
     only_a, only_b, p = stats.mcnemar(sides[0].right, sides[1].right)
     shown = "the two runs differ" if p < stats.ALPHA else "no difference shown"
     return (

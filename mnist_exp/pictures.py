@@ -1,6 +1,7 @@
 """The pictures of a comparison: what each table has the data for, drawn and described."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,10 +17,8 @@ MAX_LINES, MAX_SEEDS = 6, 10  # of each chart; every line is read from the store
 MAX_IMAGES = 20
 MIN_IMAGES = 10  # of an interval of confidence: the accuracy of fewer is anything
 MAX_CELLS = 20  # along a side of a map
-SOURCES: dict[str, Callable[[str | None], data.Dataset]] = {
-    "mnist_exp.data.mnist": lambda path: data.mnist(path=path),
-    "mnist_exp.data.digits": lambda path: data.digits(),
-    "mnist_exp.data.file": lambda path: data.file(path=path or ""),
+SOURCES: dict[str, Callable[..., data.Dataset]] = {
+    f"mnist_exp.data.{source.__name__}": source for source in (data.mnist, data.digits, data.file)
 }
 
 
@@ -34,7 +33,7 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture]:
     said = {label: runs for label, runs in said.items() if runs}
     if said:
         yield from _calibration(said)
-        yield from _images(table.rows[0], said)
+        yield from _images(table, said)
 
 
 def _picture(figure: plots.Figure, caption: str, *, on_white: bool = False) -> Picture:
@@ -145,11 +144,11 @@ def _calibration(said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
         yield _picture(charts.reliability(curves), caption)
 
 
-def _images(row: Row, said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
+def _images(table: Table, said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
     runs = [run for found in said.values() for run in found]
     if any(run.labels.shape != runs[0].labels.shape or (run.labels != runs[0].labels).any() for run in runs):
         return
-    images = _test_images(row, runs[0].labels)
+    images = _test_images(table, runs[0].labels)
     if images is None:
         return
     labels = runs[0].labels
@@ -172,15 +171,17 @@ def _images(row: Row, said: Mapping[str, list[Predictions]]) -> Iterator[Picture
         yield _picture(plots.tiles(images[clashes], captions), caption, on_white=True)
 
 
-def _test_images(row: Row, labels: np.ndarray) -> np.ndarray | None:
-    """The test images, uint8 (n, h, w, c), when the data are at hand and their labels are those of the predictions."""
-    params = next(iter(row.runs.values())).params
+def _test_images(table: Table, labels: np.ndarray) -> np.ndarray | None:
+    """The test images, uint8 (n, h, w, c), if this machine has the data of the runs: their fingerprint tells."""
+    params = next(iter(table.rows[0].runs.values())).params
     source = SOURCES.get(params.get("data._target_", ""))
-    path = params.get("data.path", "None")
+    keys = [key for key in ("path", "validation", "split_seed") if params.get(f"data.{key}", "None") != "None"]
+    given = {key: params[f"data.{key}"] for key in keys}
     try:
-        found = source(None if path == "None" else path) if source is not None else None
-    except data.DataError:
+        numbers = {key: json.loads(text) for key, text in given.items() if key != "path" and text != "test"}
+        found = source(**given | numbers) if source is not None else None
+    except (data.DataError, ValueError, TypeError):  # of a config that this version does not know
         return None
-    if found is None or not np.array_equal(found.test.labels, labels):
+    if found is None or found.fingerprint != table.fingerprint or not np.array_equal(found.test.labels, labels):
         return None
     return found.test.images

@@ -10,6 +10,7 @@ import numpy as np
 from mnist_exp.tracking import StoreError, read_files
 
 FILE = "predictions.npz"
+MAX_BYTES = 2**29  # unpacked: 100,000 images of 1,000 classes; a shared store may hold a file that expands without end
 
 
 class Predictions(NamedTuple):
@@ -32,8 +33,10 @@ def load(uri: str, run_id: str) -> Predictions | None:
         return None
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > MAX_BYTES:
+                return None
             found = Predictions(arrays["logits"], arrays["labels"])
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile):
         return None
     fits = found.logits.ndim == 2 and found.labels.shape == found.logits.shape[:1] and len(found.labels)
     return found if fits else None

@@ -1,5 +1,6 @@
 """What a result came from: the code, the libraries and the machine."""
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -136,6 +137,15 @@ def cores() -> int:
     """How many logical cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or less where a container or batch system limits it."""
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # the two versions of Linux control groups
+        with contextlib.suppress(OSError, ValueError):  # without a limit the first holds "max"
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")))
+    return min(limits)
 
 
 def hardware() -> dict[str, str | int]:

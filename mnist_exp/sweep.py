@@ -350,12 +350,14 @@ def settle(config: Config) -> str:
 
 
 def load(config: Config) -> Dataset:
-    """Load the data of a config that names a concrete source, and refuse a batch that is larger.
+    """Load the data of a config that names a concrete source, print its warnings, refuse a batch that is larger.
 
     Raises:
         RequestError: the data cannot be used, or not so.
     """
     dataset = build(config.data)
+    for line in dataset.warnings:
+        terminal.warn(line)
     check_batch(config, len(dataset.train.labels))
     return dataset
 

@@ -26,7 +26,7 @@ ALLOWED = {
 # Which of the package's own modules a module may know; entry points and `run` may know any.
 OWN = {
     "config": {"data", "redact"},
-    "data": set(),
+    "data": {"provenance"},
     "models": set(),
     "redact": set(),
     "schedules": set(),

@@ -353,10 +353,13 @@ def test_nothing_heavy_is_imported() -> None:
             10,
         ),
         ({"x_train": np.asfortranarray(np.zeros((40, 28, 28), np.uint8))}, (28, 28, 1), 10),
-        ({"y_train": np.arange(40, dtype=np.int8) * 3, "y_test": np.full(10, 117)}, (28, 28, 1), 118),
-        ({"y_train": np.arange(40) * 25, "y_test": np.full(10, 975)}, (28, 28, 1), 976),
+        (
+            {"x_train": np.ones((300, 4, 4), np.uint8), "y_train": np.arange(300), "x_test": np.ones((10, 4, 4), int)},
+            (4, 4, 1),
+            300,
+        ),
     ],
-    ids=["gray", "colour, wide integers", "Fortran order", "label gaps", "many classes"],
+    ids=["gray", "colour, wide integers", "Fortran order", "many classes"],
 )
 def test_own_npz(change: Arrays, image_shape: tuple[int, ...], num_classes: int, tmp_path: Path) -> None:
     content = arrays() | change
@@ -428,6 +431,19 @@ BAD_ARRAYS = {
         {"y_train": np.zeros(40, int), "y_test": np.zeros(10, int)},
         "labels must name at least 2 classes, got only label 0",
     ),
+    "label gaps": (
+        {"y_train": np.arange(40) % 2 * 5 + 3, "y_test": np.arange(10) % 2 * 5 + 3},
+        "labels must be 0 to n - 1 for n classes, without gaps, got 2 classes in 3..8; renumber them before saving: "
+        "classes, y_train = numpy.unique(y_train, return_inverse=True); y_test = numpy.searchsorted(classes, y_test)",
+    ),
+    "labels from one": (
+        {"y_train": np.arange(40) % 10 + 1, "y_test": np.arange(10) + 1},
+        "labels must be 0 to n - 1 for n classes, without gaps, got 10 classes in 1..10; renumber them",
+    ),
+    "one class that is not 0": (
+        {"y_train": np.full(40, 3), "y_test": np.full(10, 3)},
+        "labels must name at least 2 classes, got only label 3",
+    ),
     "objects": ({"y_train": np.array([0, None] * 20)}, "y_train holds Python objects (a pickle)"),
 }
 
@@ -457,7 +473,20 @@ HUGE = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 28, 2
 NOT_READABLE = "damaged, truncated, or not an .npz or IDX file: "
 BAD_NPZ = {
     "empty": (b"", NOT_READABLE),
-    "text": (b"label,pixel\n1,2\n", f"{NOT_READABLE}File is not a zip file"),
+    "CSV": (
+        "label,pixel\n1,2\nä,3".encode(),
+        f"{NOT_READABLE}File is not a zip file, it is text, such as CSV; data.path takes an .npz file with the arrays "
+        "x_train, y_train, x_test, y_test, as numpy.savez writes it, or a folder with the four IDX files",
+    ),
+    "one IDX file": (idx(np.zeros((2, 2, 2), np.uint8)), f"{NOT_READABLE}File is not a zip file, it is one IDX file; "),
+    "one IDX file, zipped": (gzip.compress(b"x"), f"{NOT_READABLE}File is not a zip file, it is a gzip file; "),
+    "one array": (b"\x93NUMPY\x01\x00", f"{NOT_READABLE}File is not a zip file, it is one array (.npy); "),
+    "other bytes": (b"\x00\x01\x02", f"{NOT_READABLE}File is not a zip file; data.path takes an .npz file"),
+    "many members": (
+        npz_bytes({f"a{number}": np.zeros(1) for number in range(99)}),
+        "lacks x_train, y_train, x_test, y_test; expected x_train, y_train, x_test, y_test, found a0, a1, a10, a11,"
+        " a12, a13, a14, a15, a16, a17 and 89 more",
+    ),
     "truncated": (npz_bytes(arrays())[:-100], f"{NOT_READABLE}File is not a zip file"),
     "flipped bits": (flipped(npz_bytes(arrays())), NOT_READABLE),
     "huge header": (
@@ -496,6 +525,7 @@ BAD_IDX = {
         "its header promises 79,228,162,458,924,105,385,300,197,375 bytes of data, it has 31,360",
     ),
     "labels": (idx(arrays()["y_train"]), "images must be (n, height, width) or"),
+    "gz too long": (gzip.compress(IMAGES + bytes(10**6)), "its header promises 31,360 bytes of data, it has more"),
     "gz cut": (gzip.compress(IMAGES)[:-20], NOT_READABLE),
     "gz flipped bits": (flipped(gzip.compress(IMAGES)), ""),
     "gz noise": (b"\x1f\x8b" + b"noise" * 9, "cannot be read: Unknown compression method"),
@@ -543,3 +573,118 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DataError) as error:
         data.file(path=str(path))
     assert str(error.value) == f"{path}: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("folder", ["MNIST/raw", "train-images-idx3-ubyte"])
+def test_idx_files_in_a_deeper_folder_are_named(folder: str, tmp_path: Path) -> None:
+    """As torchvision lays them out, and as some archives unpack: a folder for each file."""
+    (tmp_path / folder).mkdir(parents=True)
+    deeper = tmp_path / folder / data.IDX_FILES[0]
+    deeper.write_bytes(IMAGES)
+    with pytest.raises(DataError) as error:
+        data.file(path=str(tmp_path))
+    assert str(error.value).startswith(f"{tmp_path}: this folder has no train-images-idx3-ubyte, ")
+    assert str(error.value).endswith(f"; {deeper} lies deeper: name the folder that holds all four files")
+
+
+def test_a_folder_of_something_else_says_what_is_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"this folder has no .* \(plain or \.gz\); data\.path takes an \.npz file with"
+    ):
+        data.file(path=str(tmp_path))
+    with pytest.raises(DataError, match="/dev/zero: neither a file nor a folder"):
+        data.file(path="/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "warned"),
+    [(1, 1, True), (16, 16, True), (255, 1, True), (1, 255, True), (0, 0, True), (128, 200, False), (255, 255, False)],
+)
+def test_images_that_use_little_of_the_range_are_warned_of(train: int, test: int, warned: bool, tmp_path: Path) -> None:
+    content = arrays()
+    content["x_train"] = content["x_train"] // 255 * train
+    content["x_test"] = content["x_test"] // 255 * test
+    content["x_train"][0, 0, 0], content["x_test"][0, 0, 0] = train, test
+    warnings = data.file(path=str(write_npz(tmp_path / "own.npz", content))).warnings
+    assert len(warnings) == warned
+    if warned:
+        assert f"the largest pixel is {train} in the training set and {test} in the test set, of 255" in warnings[0]
+        assert "scale the pixels of both sets to 0..255" in warnings[0]
+
+
+def test_a_class_that_validation_takes_whole_is_warned_of(tmp_path: Path) -> None:
+    path = str(write_npz(tmp_path / "own.npz", arrays(train=10)))
+    (warning,) = data.file(path=path, validation=1).warnings
+    taken = data.file(path=path, validation=1).validation.labels[0]
+    assert warning == f"{path}: data.validation=1 leaves no training image of class {taken}"
+    (warning,) = data.file(path=path, validation=3).warnings
+    assert "leaves no training image of 3 classes, the first is class " in warning
+    assert data.file(path=path, validation="test").warnings == ()
+    assert data.digits().warnings == ()
+
+
+# What is tried within the memory that Python and NumPy take, and 100 MB.
+IN_LITTLE_MEMORY = """
+import resource, sys
+from mnist_exp import data
+
+data.file(path=sys.argv[1])
+with open("/proc/self/statm") as sizes:
+    used = int(sizes.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, used + 100 * 2**20))
+for path in sys.argv[2:]:
+    try:
+        data.file(path=path)
+        print("read")
+    except data.DataError as error:
+        print(error)
+"""
+LARGE = 2**28
+
+
+def npy_of_zeros(path: Path, shape: tuple[int, ...], held: int) -> None:
+    """An .npz whose x_train has a header that promises `shape` and holds so many zeros; the rest is small."""
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    labels = io.BytesIO()
+    np.lib.format.write_array(labels, np.arange(40) % 10)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in data.ARRAYS[1:]:
+            archive.writestr(f"{name}.npy", labels.getvalue())
+        with archive.open("x_train.npy", "w", force_zip64=True) as stream:
+            stream.write(header.getvalue())
+            for _ in range(held // 2**20):
+                stream.write(bytes(2**20))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
+def test_what_expands_without_end_is_refused_within_little_memory(tmp_path: Path) -> None:
+    good = write_npz(tmp_path / "good.npz", arrays())
+    npy_of_zeros(tmp_path / "lies.npz", (40, 28, 28), LARGE)
+    npy_of_zeros(tmp_path / "unlike.npz", (LARGE, 1, 1), LARGE)
+    folder = write_idx(tmp_path / "idx", arrays(), gz=True)
+    with gzip.open(folder / f"{data.IDX_FILES[0]}.gz", "wb", 1) as stream:
+        stream.write(IMAGES)
+        for _ in range(LARGE // 2**20):
+            stream.write(bytes(2**20))
+    large = write_idx(tmp_path / "large", arrays(), gz=True)
+    with gzip.open(large / f"{data.IDX_FILES[0]}.gz", "wb", 1) as stream:
+        stream.write(struct.pack(">HBB3I", 0, 8, 3, 40, 2**20, 5))
+        stream.write(bytes(10))
+    paths = [str(path) for path in (good, tmp_path / "lies.npz", tmp_path / "unlike.npz", folder, large)]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_MEMORY, *paths], capture_output=True, text=True, check=True, timeout=60
+    )
+    lies, unlike, long, over = done.stdout.splitlines()
+    assert lies.endswith("its header promises 31,360 bytes of data, it has 268,435,456")
+    assert unlike.endswith("y_train: each image needs one label, got 40 for 268,435,456 images")
+    assert long.endswith("its header promises 31,360 bytes of data, it has more")
+    assert over.endswith("this machine has too little memory to read it")
+
+
+def test_data_larger_than_the_machine_s_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_npz(tmp_path / "own.npz", arrays(train=400))
+    monkeypatch.setattr(data.provenance, "memory", lambda: 300_000)
+    with pytest.raises(DataError, match=r"own\.npz: holds 0\.0 GB of data, this machine has 0\.0$"):
+        data.file(path=str(path))

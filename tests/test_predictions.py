@@ -1,5 +1,7 @@
 """What many runs say of single images."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,14 @@ def test_reliability_is_what_the_calibration_error_averages():
     assert error == pytest.approx(metrics.calibration_error(logits, labels, 10))
     with pytest.raises(ValueError, match="one label per image"):
         metrics.reliability(logits, labels[:3])
+
+
+def test_predictions_that_expand_without_end_are_none(monkeypatch):
+    content = io.BytesIO()
+    np.savez_compressed(content, logits=np.zeros((1000, 10), np.float32), labels=np.zeros(1000, int))
+    monkeypatch.setattr(predictions, "read_files", lambda *_: {predictions.FILE: content.getvalue()})
+    found = predictions.load("", "")
+    assert found is not None
+    assert found.logits.shape == (1000, 10)
+    monkeypatch.setattr(predictions, "MAX_BYTES", 40_000)
+    assert predictions.load("", "") is None
