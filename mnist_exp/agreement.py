@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mnist_exp.config import changes_result
+from mnist_exp.modules import module_name
 from mnist_exp.record import Record, Row
 
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
@@ -15,6 +16,8 @@ IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
 # one image of a small validation set.
 LOSS_TOLERANCE, ACCURACY_TOLERANCE = 0.01, 0.005
 _UNSET = "unset"
+_HARDWARE = ("cpu", "instructions", "machine", "cores")
+_SHARED = {"config", "hardware", "Keras setting", "user module"}  # kinds of which only what both sides know is compared
 SOURCE = "package source"
 
 
@@ -141,8 +144,9 @@ def compare_factors(then: Record, now: Record) -> tuple[list[Factor], list[str]]
         if old is None or new is None:
             unrecorded.append(kind)
             continue
-        # A key of the config that came later has the default that keeps what was.
-        for key in sorted(old.keys() & new.keys() if kind == "config" else old.keys() | new.keys()):
+        # A key of the config that came later has the default that keeps what was. Other user modules are imported only
+        # by one that has changed.
+        for key in sorted(old.keys() & new.keys() if kind in _SHARED else old.keys() | new.keys()):
             pair = old.get(key, _UNSET), new.get(key, _UNSET)
             if pair[0] != pair[1]:
                 found.append(Factor(f"{kind} {key}".rstrip(), *pair))
@@ -174,17 +178,23 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
     python = _texts(environment, "python")
     config = _texts(environment, "config")
     hardware = _texts(environment, "hardware")
+    source = _texts(environment, "source")
+    files = {key: digest for key, digest in (source or {}).items() if key.endswith(".py")}
+    # An earlier version recorded only the module of a target, under its dotted name.
+    known_modules = source is not None and len(files) == len(source)
     return {
         "config": {key: config[key] for key in config if changes_result(key)} if config else None,
         "data": _texts({"data": tags.get("data.fingerprint")}, "data") or _texts(facts, "data"),
-        SOURCE: _texts(environment, "source"),
+        SOURCE: {key: files[key] for key in files if not module_name(key)} if source is not None else None,
         "version of": {**packages, "python": python.get("", _UNSET)} if packages and python else None,
         "threads": _texts(tags, "threads") or _texts(facts, "threads"),
         "device": _texts(tags, "device") or _texts(facts, "device"),
         "execution": _texts(tags, "execution"),
         "execution.xla": _texts(tags, "execution.xla"),
         "variable": _texts(environment, "variables"),
-        "hardware": {key: hardware.get(key, _UNSET) for key in ("cpu", "machine", "cores")} if hardware else None,
+        "hardware": hardware and {key: hardware[key] for key in _HARDWARE if key in hardware},
+        "user module": {key: files[key] for key in files if module_name(key)} if known_modules else None,
+        "Keras setting": _texts(facts, "keras_config"),
     }
 
 

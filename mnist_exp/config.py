@@ -417,11 +417,10 @@ def _sources(module: str) -> list[Path]:
     return [Path(spec.origin)] if spec is not None and spec.origin and spec.origin.endswith(".py") else []
 
 
-def own_sources(config: Config) -> dict[str, Path]:
-    """The file of each module, besides this package and Keras, that defines a `_target_` of the config."""
+def targets(config: Config) -> frozenset[str]:
+    """Every `_target_` of the config."""
     nodes = (getattr(config, group) for group in FACTS)
-    modules = {node["_target_"].rpartition(".")[0] for node in nodes if node["_target_"] is not None}
-    return {name: _sources(name)[0] for name in modules if name.partition(".")[0] not in ("keras", PACKAGE.name)}
+    return frozenset(node["_target_"] for node in nodes if node["_target_"] is not None)
 
 
 def build(node: Mapping[str, Any], *facts: Any) -> Any:

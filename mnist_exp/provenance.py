@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-import logging
+import json
 import os
 import platform
 import re
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from mnist_exp import RequestError
+from mnist_exp.modules import UserCode
 from mnist_exp.redact import is_private, shows_secret
-
-LOG = logging.getLogger(__name__)
 
 # Installed distributions that can change a number, a sweep's choices or what is recorded.
 PACKAGES = (
@@ -49,36 +48,61 @@ PACKAGES = (
     "tensorflow-cpu",
 )
 
-# Of the above, by their beginning, and of the package's files, those that can change a number.
+# Of the above, by their beginning, those that can change a number.
 NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
-COMPUTING = {
-    *("checkpoint.py", "config.py", "data.py", "devices.py", "metrics.py", "models.py", "resident.py", "run.py"),
-    *("schedules.py", "trainer.py"),
+# Files of the package that cannot: any other counts, also one that a user puts there.
+NOT_COMPUTING = {
+    *("__init__.py", "agreement.py", "charts.py", "compare.py", "inspection.py", "launcher.py", "leaderboard.py"),
+    *("modules.py", "page.py", "pictures.py", "plots.py", "predictions.py", "preflight.py", "preloaded.py"),
+    *("provenance.py", "record.py", "redact.py", "report.py", "reproduce.py", "search.py", "significance.py"),
+    *("stats.py", "sweep.py", "terminal.py", "tracking.py", "train.py", "trust.py"),
 }
 
 # Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).
-ENVIRONMENT = (
+NUMERIC_VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
-    "CUDA_VISIBLE_DEVICES",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
     "KERAS_BACKEND",
-    "MKL_NUM_THREADS",
+    "MKL_CBWR",
+    "NPY_DISABLE_CPU_FEATURES",
     "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "TF_CUDNN_DETERMINISTIC",
+    "TF_CUDNN_USE_AUTOTUNE",
+    "TF_CUDNN_USE_FRONTEND",
+    "TF_CUDNN_USE_RUNTIME_FUSION",
+    "TF_DETERMINISTIC_OPS",
+    "TF_DISABLE_MKL",
+    "TF_ENABLE_CUBLAS_TENSOR_OP_MATH_FP32",
+    "TF_ENABLE_CUDNN_TENSOR_OP_MATH_FP32",
+    "TF_ENABLE_MLIR_BRIDGE",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_ENABLE_WINOGRAD_NONFUSED",
+    "TF_SET_ONEDNN_FPMATH_MODE",
+    "TF_USE_CUBLASLT",
+    "TF_USE_LEGACY_KERAS",
+    "TF_XLA_FLAGS",
+    "XLA_FLAGS",
+)
+ENVIRONMENT = (
+    *NUMERIC_VARIABLES,
+    "CUDA_VISIBLE_DEVICES",
+    "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "PYTHONHASHSEED",
-    "TF_CUDNN_DETERMINISTIC",
-    "TF_CUDNN_USE_AUTOTUNE",
-    "TF_DETERMINISTIC_OPS",
-    "TF_ENABLE_ONEDNN_OPTS",
     "TF_FORCE_GPU_ALLOW_GROWTH",
     "TF_GPU_ALLOCATOR",
     "TF_GPU_THREAD_MODE",
     "TF_NUM_INTEROP_THREADS",
     "TF_NUM_INTRAOP_THREADS",
-    "TF_USE_LEGACY_KERAS",
-    "TF_XLA_FLAGS",
-    "XLA_FLAGS",
 )
+KERAS_DEFAULTS = {"epsilon": 1e-07, "floatx": "float32", "image_data_format": "channels_last"}
+# What compilers and libraries choose their code by: of x86 and of ARM.
+_INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sse4", "sve")
 
 DIFF_LIMIT = 2**20  # bytes
 LEFT_OUT = "# left out: "  # begins a line of a diff that names a file which the diff lacks
@@ -100,21 +124,35 @@ class Code(NamedTuple):
     """State of the checkout that holds the package.
 
     `commit` is None outside a repository and before its first commit, `branch` also for a detached HEAD.
-    `dirty` tells whether `diff` holds, or would hold if git had been able to make it, any change.
+    `dirty` is whether there are uncommitted changes, which `diff` holds; None when that is not known.
+    `problems` are lines for the user: why the code of a repository is not recorded, or not wholly.
     """
 
     commit: str | None
     branch: str | None
-    dirty: bool
+    dirty: bool | None
     diff: str
+    problems: tuple[str, ...] = ()
 
 
-UNKNOWN = Code(None, None, False, "")
+UNKNOWN = Code(None, None, None, "")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of those of `PACKAGES` that are installed."""
-    return dict(_versions(PACKAGES))
+def versions(imported: Collection[str] = ()) -> dict[str, str]:
+    """Versions of Python, of those of `PACKAGES` that are installed, and of the packages of these import names."""
+    found = dict(_versions(PACKAGES))
+    return found | {name: version for name, version in map(_distribution, sorted(imported)) if name not in found}
+
+
+@functools.cache
+def _distribution(imported: str) -> tuple[str, str]:
+    """Name and version of the installed distribution that has a module of this name at its top."""
+    try:
+        metadata.distribution(imported)
+        name = imported
+    except metadata.PackageNotFoundError:  # called otherwise than it is imported, such as PIL; this takes a while
+        name = (metadata.packages_distributions().get(imported) or [""])[0]
+    return re.sub("[-_.]+", "-", name or imported).lower(), metadata.version(name) if name else "unknown"
 
 
 @functools.cache  # reading them takes 50 ms, and what is imported stays as it is
@@ -128,9 +166,9 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def requirements() -> list[str]:
-    """The installed `PACKAGES` as sorted lines `name==version` of a requirements.txt."""
-    return sorted(f"{name}=={version}" for name, version in versions().items() if name != "python")
+def requirements(imported: Collection[str] = ()) -> list[str]:
+    """The same, without Python, as sorted lines `name==version` of a requirements.txt."""
+    return sorted(f"{name}=={version}" for name, version in versions(imported).items() if name != "python")
 
 
 def cores() -> int:
@@ -153,7 +191,7 @@ def hardware() -> dict[str, str | int]:
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "cpu": _cpu_model(),
+        **processor(),
         "cores": cores(),
         "memory": psutil.virtual_memory().total,
         "hostname": platform.node(),
@@ -161,12 +199,12 @@ def hardware() -> dict[str, str | int]:
     }
 
 
-def environment() -> dict[str, Any]:
+def environment(imported: Collection[str] = ()) -> dict[str, Any]:
     """All of the above as one JSON-able dict, with those variables of `ENVIRONMENT` that are set.
 
     Neither the rest of the environment nor the command line is read: they may hold secrets.
     """
-    packages = versions()
+    packages = versions(imported)
     return {
         "python": packages.pop("python"),
         "packages": packages,
@@ -175,10 +213,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def source_files(folder: Path, own: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256, in hex, of each *.py file below `folder`, by its path in there, and of a user's `own`, by module."""
-    paths = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")) + sorted(own.items())
+@functools.cache
+def package_files(folder: Path) -> dict[str, str]:
+    """SHA-256, in hex, of each *.py file below `folder`, by its path in there.
+
+    They are read once a process: what is edited later does not change what this process computes.
+    """
+    paths = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py"))
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths}
+
+
+def source_files(folder: Path, own: UserCode) -> dict[str, str]:
+    """The same of the package and of the user's own modules."""
+    return package_files(folder) | {name: hashlib.sha256(text).hexdigest() for name, text in own.files.items()}
 
 
 def source_digest(files: Mapping[str, str]) -> str:
@@ -193,25 +240,40 @@ def source_digest(files: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def facts(folder: Path, own: Mapping[str, Path], fingerprint: str, threads: int, device: str) -> dict[str, Any]:
+def facts(folder: Path, own: UserCode, fingerprint: str, threads: int, device: str) -> dict[str, Any]:
     """What can change a run's result besides its config: a plot drawn otherwise makes no finished run another one.
 
     Args:
         folder: the package's folder.
-        own: files by module that define what a config calls besides this package and Keras.
+        own: the user's own modules.
         fingerprint: of the data.
         threads: that it computes with.
         device: in the words of `devices.describe`.
     """
-    files = source_files(folder, own)
+    numeric = (*NUMERIC, *(_distribution(name)[0] for name in own.packages))
     return {
         "data": fingerprint,
-        "source": source_digest({name: files[name] for name in files if name in COMPUTING or name in own}),
-        "versions": {name: version for name, version in versions().items() if name.startswith(NUMERIC)},
+        "source": source_digest({k: v for k, v in source_files(folder, own).items() if k not in NOT_COMPUTING}),
+        "versions": {name: version for name, version in versions(own.packages).items() if name.startswith(numeric)},
         "threads": threads,
         "device": device,
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        "processor": processor(),
+        "variables": {name: os.environ[name] for name in NUMERIC_VARIABLES if os.environ.get(name)},
+        "keras_config": keras_config(),
     }
+
+
+def keras_config() -> dict[str, Any]:
+    """The user's settings in Keras' own file, which Keras reads when it is imported."""
+    home = os.environ.get("KERAS_HOME") or Path("~", ".keras").expanduser()
+    try:
+        settings = json.loads(Path(home, "keras.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Keras takes its defaults, too
+        settings = None
+    if not isinstance(settings, dict):
+        return KERAS_DEFAULTS
+    return {key: settings.get(key, value) for key, value in KERAS_DEFAULTS.items()}
 
 
 def process() -> str:
@@ -230,6 +292,11 @@ def is_gone(named: str) -> bool:
         return True
 
 
+def is_here(named: str) -> bool:
+    """Whether the process that `process` named ran on this machine."""
+    return named.split(" ")[:2] == _host()
+
+
 def _host() -> list[str]:
     return [platform.node(), f"{uuid.getnode():x}"]
 
@@ -238,6 +305,12 @@ def may_have_gpu() -> bool:
     """Whether TensorFlow could find a GPU; False is certain, for on Linux every driver has one of these files."""
     files = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, two of its boards, WSL, AMD
     return platform.system() != "Linux" or any(Path("/dev", name).exists() for name in files)
+
+
+@functools.cache
+def own_code(folder: Path) -> Code:
+    """`code_state`, asked once a process: what is edited later does not change what this process computes."""
+    return code_state(folder)
 
 
 def code_state(folder: Path) -> Code:
@@ -254,7 +327,7 @@ def code_state(folder: Path) -> Code:
 
     Returns:
         The state; `UNKNOWN` when the package is not part of a checkout (an installed wheel, also one that
-        lies inside somebody else's repository), git is missing or refuses; the last with a warning.
+        lies inside somebody else's repository), and with its `problems` when git is missing or refuses.
     """
     folder = folder.resolve()
     if {"site-packages", "dist-packages"} & set(folder.parts):
@@ -266,18 +339,21 @@ def code_state(folder: Path) -> Code:
         lines = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")).splitlines()
         top, index = Path(lines[0]), folder / lines[1]
         commit, branch, untracked = _status(top, folder)
-    except OSError:  # no git
-        return UNKNOWN
-    except subprocess.SubprocessError as error:
-        if "not a git repository" not in _reason(error):
-            LOG.warning("git cannot tell the state of the code: %s", _reason(error))
-        return UNKNOWN
+    except (OSError, subprocess.SubprocessError) as error:
+        # Without a repository there is nothing to record.
+        if "not a git repository" in _reason(error) or not any((place / ".git").exists() for place in folder.parents):
+            return UNKNOWN
+        return UNKNOWN._replace(problems=(f"code.commit is not recorded, git cannot tell it: {_line(error)}",))
     try:
         diff = _diff(top, index, commit, untracked)
     except (OSError, subprocess.SubprocessError) as error:
-        LOG.warning("git cannot tell the changes of the code: %s", _reason(error))
-        return Code(commit, branch, True, f"# not recorded: {_reason(error)}\n")
-    return Code(commit, branch, bool(diff), _capped(_without_secrets(diff)))
+        problem = f"code.diff is not recorded, git cannot tell the changes: {_line(error)}"
+        return Code(commit, branch, None, f"# not recorded: {_line(error)}\n", (problem,))
+    kept, left_out = _without_secrets(diff)
+    problems = [f"code.diff leaves out {name}: it seems to hold a password or a key" for name in left_out]
+    if len(kept) > DIFF_LIMIT:
+        problems.append(f"code.diff is cut, so --checkout cannot restore the code: it has {len(kept):,} bytes")
+    return Code(commit, branch, bool(diff), _capped(kept), tuple(problems))
 
 
 def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
@@ -301,8 +377,7 @@ def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
         raise RequestError(f"the run's commit is {commit}: its code was not in a repository and cannot be restored")
     if diff.startswith(b"# not recorded") or diff.rpartition(b"\n# cut: ")[2].startswith(b"the whole diff"):
         raise RequestError(f"the run's code.diff is not whole and cannot be applied to commit {commit}")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise RequestError(f"--checkout needs a new or an empty folder, got {target}")
+    check_new(target)
     try:
         top = Path(os.fsdecode(_git(folder.resolve(), "rev-parse", "--show-toplevel")).rstrip("\n"))
         _git(top, "cat-file", "-e", f"{commit}^{{commit}}")
@@ -314,6 +389,16 @@ def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
     except (OSError, subprocess.SubprocessError) as error:
         lines = _reason(error).splitlines() or ["no reason given"]
         raise RequestError(f"commit {commit} cannot be restored from {folder.parent}: {lines[-1]}") from error
+
+
+def check_new(target: Path) -> None:
+    """Refuse to restore code where other files are.
+
+    Raises:
+        RequestError: the target is no folder, or not empty.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RequestError(f"--checkout needs a new or an empty folder, got {target}")
 
 
 def _status(top: Path, folder: Path) -> tuple[str | None, str | None, list[bytes]]:
@@ -343,18 +428,18 @@ def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) ->
         return _git(top, "diff-index", *options, tree, "--", index=copy)
 
 
-def _without_secrets(diff: bytes) -> bytes:
-    """The diff without the files whose new lines show a secret, behind a comment for each, which git skips."""
-    kept, comments = [], []
+def _without_secrets(diff: bytes) -> tuple[bytes, list[str]]:
+    """The diff without the files whose new lines show a secret, behind a comment for each; and their names."""
+    kept, left_out = [], []
     for patch in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
         name = patch.partition(b"\n")[0].rpartition(b" b/")[2].decode(errors="replace")
         added = b"\n".join(line[1:] for line in patch.splitlines() if line.startswith(b"+"))
         if shows_secret(name, added.decode(errors="replace")):
-            LOG.warning("code.diff leaves out %s: it seems to hold a password or a key", name)
-            comments.append(f"{LEFT_OUT}{name}: it seems to hold a password or a key\n".encode())
+            left_out.append(name)
         else:
             kept.append(patch)
-    return b"".join(comments + kept)
+    comments = [f"{LEFT_OUT}{name}: it seems to hold a password or a key\n".encode() for name in left_out]
+    return b"".join(comments + kept), left_out
 
 
 def _capped(diff: bytes) -> str:
@@ -405,10 +490,19 @@ def _reason(error: Exception) -> str:
     return stderr.decode(errors="replace").strip() if stderr else str(error)
 
 
-def _cpu_model() -> str:
+def _line(error: Exception) -> str:
+    return " ".join(_reason(error).split())
+
+
+@functools.cache
+def processor() -> dict[str, str]:
+    """Model of the processor, and those of its instruction sets that numeric libraries choose their code by."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    first = {line.partition(":")[0].strip().lower(): line.partition(":")[2].strip() for line in reversed(lines)}
+    flags = (first.get("flags") or first.get("features") or "").split()
+    chosen = sorted(flag for flag in flags if flag.startswith(_INSTRUCTIONS))
+    model = first.get("model name") or platform.processor() or platform.machine()
+    return {"cpu": model, "instructions": " ".join(chosen) or "unknown"}

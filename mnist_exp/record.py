@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnist_exp import RequestError
+from mnist_exp.modules import FOLDER, MAX_ALL, MAX_FILE, module_name
 
-# Name and largest size in bytes; a capsule holds nothing else.
+# Name and largest size in bytes; besides these a capsule holds only the user's modules, below `code/`.
 FILES = {
     "run.json": 2**20,
     "config.yaml": 2**16,
@@ -26,7 +27,7 @@ FILES = {
     "curves.png": 2**24,
     "weights.npz": 2**31,
 }
-_DIRECTORY = 4096  # bytes of a capsule's list of files: above, it is somebody else's zip
+_DIRECTORY = 2**16  # bytes of a capsule's list of files: above, it is somebody else's zip
 Row = dict[str, float | str]
 
 
@@ -46,6 +47,10 @@ class Record(NamedTuple):
     def environment(self) -> dict[str, Any]:
         """environment.json; empty when there is none."""
         return _object(self.files.get("environment.json", b"{}"), f"{self.source}: environment.json")
+
+    def modules(self) -> dict[str, bytes]:
+        """The user's own modules, by place: code/package/module.py."""
+        return {name: content for name, content in self.files.items() if name.startswith(f"{FOLDER}/")}
 
     def rows(self) -> dict[int, Row]:
         """metrics.jsonl: what was recorded after each epoch, from 1, by its number; 0 for the end of the run."""
@@ -71,14 +76,29 @@ def from_folder(config: Path) -> Record:
     beside = {name: config.with_name(name) for name in FILES if config.with_name(name).is_file()}
     paths = {**beside, "config.yaml": config}
     paths.pop("weights.npz", None)
-    files = {}
+    files: dict[str, bytes] = {}
+    _read(paths, files)
+    named = _record(str(config.parent), files).environment().get("source")
+    # Only the modules that the record names: a folder of that name may hold anything.
+    modules = [name for name in (named if isinstance(named, dict) else ()) if module_name(name)]
+    _read({name: config.parent / name for name in modules if (config.parent / name).is_file()}, files)
+    return _record(str(config.parent), files)
+
+
+def _read(paths: Mapping[str, Path], files: dict[str, bytes]) -> None:
     for name, path in paths.items():
         try:
             with path.open("rb") as stream:
-                files[name] = _bounded(stream, FILES[name], str(path))
+                files[name] = _bounded(stream, _limit(name, files), str(path))
         except OSError as error:
             raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _record(str(config.parent), files)
+
+
+def _limit(name: str, files: Mapping[str, bytes]) -> int:
+    """How many bytes a file may have, when these have been read already."""
+    if name in FILES:
+        return FILES[name]
+    return min(MAX_FILE, MAX_ALL - sum(len(content) for name, content in files.items() if name not in FILES))
 
 
 def from_capsule(path: Path) -> Record:
@@ -91,14 +111,15 @@ def from_capsule(path: Path) -> Record:
         _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            strange = [name for name in names if name not in FILES]
+            strange = [name for name in names if name not in FILES and module_name(name) is None]
             if strange or len(set(names)) < len(names) or "config.yaml" not in names:
                 listed = ", ".join(map(repr, sorted(names)))[:200]
-                raise RecordError(f"{path}: is no capsule: it may hold {', '.join(FILES)}, it holds {listed}")
-            files = {}
+                allowed = ", ".join((*FILES, f"{FOLDER}/*.py"))
+                raise RecordError(f"{path}: is no capsule: it may hold {allowed}, it holds {listed}")
+            files: dict[str, bytes] = {}
             for name in set(names) - {"weights.npz"}:
                 with archive.open(name) as stream:
-                    files[name] = _bounded(stream, FILES[name], f"{path}: {name}")
+                    files[name] = _bounded(stream, _limit(name, files), f"{path}: {name}")
     except RecordError:
         raise
     except OSError as error:

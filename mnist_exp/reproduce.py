@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,14 +25,15 @@ from mnist_exp import (
     RequestError,
     RunError,
     agreement,
+    modules,
     provenance,
     terminal,
 )
 from mnist_exp.checkpoint import digest
-from mnist_exp.config import MAX_THREADS, PACKAGE, Config, own_sources, params
+from mnist_exp.config import MAX_THREADS, PACKAGE, Config, params, targets
 from mnist_exp.data import Dataset
 from mnist_exp.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
-from mnist_exp.sweep import import_tensorflow, load
+from mnist_exp.sweep import import_tensorflow, load, warn_unrecorded
 from mnist_exp.trust import read_config
 
 SHOWN_LINES, SHOWN_LETTERS = 200, 200  # of a difference in code
@@ -64,15 +65,17 @@ def reproduce(arguments: argparse.Namespace) -> int:
         RequestError: it cannot be tried.
         RunError: the training failed.
     """
-    then = _find(arguments.run, arguments.tracking_uri)
+    then, own = _find(arguments.run, arguments.tracking_uri)
     if arguments.checkout is not None:
-        provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), arguments.checkout)
-        terminal.say(f"restored commit {_commit(then)} with the run's uncommitted changes in {arguments.checkout}")
-        for line in then.files.get("code.diff", b"").decode(errors="replace").splitlines():
-            if line.startswith(provenance.LEFT_OUT):
-                terminal.say(line.removeprefix("# "))
+        _restore(then, arguments.checkout)
         return 0
-    config = read_config(then.files["config.yaml"], trusted=arguments.trust)
+    with _recorded_modules(then) if arguments.trust or own else nullcontext():
+        return _again(then, arguments, trusted=arguments.trust or own)
+
+
+def _again(then: Record, arguments: argparse.Namespace, *, trusted: bool) -> int:
+    """Say what differs, or train again; returns the exit code."""
+    config = read_config(then.files["config.yaml"], trusted=trusted)
     until = None if arguments.dry_run else _epochs(then, arguments.epochs)
     _as_then(config, then)
     if until is None:
@@ -89,18 +92,65 @@ def reproduce(arguments: argparse.Namespace) -> int:
     return 0 if report.verdict in accepted else EXIT_FAILED
 
 
-def _find(run: str, uri: str | None) -> Record:
+def _find(run: str, uri: str | None) -> tuple[Record, bool]:
+    """The record, and whether it is of a run that this machine recorded in the user's own store."""
     path = Path(run)
     if path.suffix in (".yaml", ".yml"):
-        return from_folder(path)
-    return from_capsule(path) if path.suffix == ".zip" else _from_store(run, uri)
+        return from_folder(path), False
+    if path.suffix == ".zip":
+        return from_capsule(path), False
+    from mnist_exp import tracking
+
+    found = _from_store(run, uri)
+    return found, tracking.is_own(uri, found.tags)
+
+
+def _restore(then: Record, target: Path) -> None:
+    """Write the code of a run, the user's own modules with it, into a new folder."""
+    found, commit, diff = then.modules(), _commit(then), then.files.get("code.diff", b"")
+    modules.check(found)
+    if found and commit == "unknown":
+        provenance.check_new(target)
+        terminal.say(f"only the user's own modules are restored: the code of {PACKAGE.name} was not in a repository")
+    else:
+        provenance.restore(PACKAGE, commit, diff, target)
+        terminal.say(f"restored commit {commit} with the run's uncommitted changes in {target}")
+        for line in diff.decode(errors="replace").splitlines():
+            if line.startswith(provenance.LEFT_OUT):
+                terminal.say(line.removeprefix("# "))
+    modules.write(found, target)
+    if found:
+        terminal.say(f"restored the user's own modules: {', '.join(map(str, map(modules.module_name, found)))}")
+
+
+@contextmanager
+def _recorded_modules(then: Record) -> Iterator[None]:
+    """Have Python import the user's own modules as the run recorded them, where this machine has others."""
+    found = then.modules()
+    changed = modules.changed(found)
+    if not changed:
+        yield
+        return
+    modules.check(found)
+    with tempfile.TemporaryDirectory() as scratch:
+        modules.write(found, Path(scratch))
+        sys.path.insert(0, scratch)
+        try:
+            if hidden := modules.changed(found):
+                raise RequestError(f"{', '.join(hidden)}: the recorded module is hidden by one of this machine's")
+            terminal.say(
+                f"uses the modules that the run recorded; here these differ or are missing: {', '.join(changed)}"
+            )
+            yield
+        finally:
+            sys.path.remove(scratch)
 
 
 def _from_store(run: str, uri: str | None) -> Record:
     from mnist_exp import tracking  # a second, not for a mistyped option
 
     found = tracking.find_run(uri, run)
-    files = tracking.read_files(uri, found.info.run_id, [name for name in FILES if name != "weights.npz"])
+    files = tracking.read_files(uri, found.info.run_id, [*(FILES.keys() - {"weights.npz"}), modules.FOLDER])
     if "config.yaml" not in files:
         raise RecordError(f"run {found.info.run_id} has no config.yaml: it trained nothing, or was not recorded here")
     tags = {key: value for key, value in found.data.tags.items() if not key.startswith("mlflow.")}
@@ -173,9 +223,11 @@ def _dry_run(config: Config, then: Record) -> None:
 
 def _here(config: Config, fingerprint: str | None) -> Record:
     """What would be recorded of a run here and now, without TensorFlow's part."""
-    environment = provenance.environment() | {
-        "source": provenance.source_files(PACKAGE, own_sources(config)),
-        "facts": {"data": fingerprint, "threads": config.trainer.threads or provenance.cores()},
+    own = modules.user_code(targets(config))
+    facts = {"data": fingerprint, "threads": config.trainer.threads or provenance.cores()}
+    environment = provenance.environment(own.packages) | {
+        "source": provenance.source_files(PACKAGE, own),
+        "facts": facts | {"keras_config": provenance.keras_config()},
         "config": params(config),
     }
     files = {"config.yaml": b"", "environment.json": json.dumps(environment).encode()}
@@ -213,6 +265,7 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     if config.init_from is not None:
         tracking.find_run(uri, config.init_from)  # it is needed, and missing in the store of whoever has a capsule
     store = tracking.open_store(uri, config.tracking.experiment)
+    warn_unrecorded([config])
     import_tensorflow()
     from mnist_exp.run import run_experiment
 

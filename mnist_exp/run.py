@@ -13,9 +13,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from mnist_exp import RequestError, devices, metrics, plots, provenance, terminal, trainer
-from mnist_exp.config import PACKAGE, Config, build, identity, own_sources, params, to_yaml
+from mnist_exp.config import PACKAGE, Config, build, identity, params, targets, to_yaml
 from mnist_exp.data import Dataset
 from mnist_exp.models import saved_weights
+from mnist_exp.modules import FOLDER, UserCode, recordable, user_code, write
 from mnist_exp.redact import redact
 from mnist_exp.tracking import RunLog, Store, download, tracked_run
 
@@ -64,14 +65,15 @@ def run_experiment(
     threads = settings.threads or provenance.cores()
     strategy = devices.configure(settings.devices, threads)
     devices.fresh_session(config.seed, settings.precision)
-    facts = provenance.facts(PACKAGE, own_sources(config), dataset.fingerprint, threads, devices.describe(strategy))
-    code = provenance.code_state(PACKAGE)
+    own = user_code(targets(config))
+    facts = provenance.facts(PACKAGE, own, dataset.fingerprint, threads, devices.describe(strategy))
+    code = provenance.own_code(PACKAGE)
     tags = {"overrides": " ".join(overrides), **_tags(config, dataset, facts, code), **tags}
     resume = config.resume or settings.checkpoint
     with tracked_run(store, name, params(config), tags, output, resume) as log, witness(log) as watch:
         if log.epochs:
             terminal.say(terminal.continued_line(name, log.epochs, log.run_id), sys.stderr)
-        _write_origin(log.folder, config, overrides, facts, code)
+        _write_origin(log.folder, config, overrides, facts, code, own)
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
@@ -89,7 +91,7 @@ def run_experiment(
         fitted = _fit(config, dataset, model, optimizer, execution, name, log, watch)
         final = {"fit_seconds": fitted.seconds, "parameters": float(model.count_params())}
         final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
-        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(), final)
+        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(own.packages), final)
     epochs = len(fitted.history["train_loss"])
     terminal.say(terminal.summary_line(name, final, epochs, execution.name, log.run_id))
     return Result(log.run_id, final)
@@ -108,7 +110,7 @@ def _tags(config: Config, dataset: Dataset, facts: Mapping[str, Any], code: prov
         "device": facts["device"],
         "threads": str(facts["threads"]),
         "code.commit": code.commit or "unknown",
-        "code.dirty": str(code.dirty).lower(),
+        "code.dirty": "unknown" if code.dirty is None else str(code.dirty).lower(),
     }
 
 
@@ -169,24 +171,30 @@ def build_optimizer(node: Mapping[str, Any], schedule: Mapping[str, Any], total_
 
 
 def _write_origin(
-    folder: Path, config: Config, overrides: Sequence[str], facts: Mapping[str, Any], code: provenance.Code
+    folder: Path,
+    config: Config,
+    overrides: Sequence[str],
+    facts: Mapping[str, Any],
+    code: provenance.Code,
+    own: UserCode,
 ) -> None:
     """Write what the run came from: enough to train it again, and to tell why the result is another one."""
     described = {
         "code": {"commit": code.commit, "branch": code.branch, "dirty": code.dirty},
-        "source": provenance.source_files(PACKAGE, own_sources(config)),
+        "source": provenance.source_files(PACKAGE, own),
         "facts": facts,
         "config": params(config),
     }
-    environment = json.dumps({**provenance.environment(), **described}, indent=2)
+    environment = json.dumps({**provenance.environment(own.packages), **described}, indent=2)
     for name, text in (
         ("config.yaml", redact(to_yaml(config))),
         ("overrides.yaml", redact(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))),
         ("environment.json", redact(environment) + "\n"),
-        ("requirements.txt", "\n".join(provenance.requirements()) + "\n"),
+        ("requirements.txt", "\n".join(provenance.requirements(own.packages)) + "\n"),
         ("code.diff", code.diff),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="")  # a diff keeps its line ends
+    write(recordable(own)[0], folder / FOLDER)
 
 
 def _write_summary(folder: Path, model: keras.Model) -> None:

@@ -38,9 +38,10 @@ from mnist_exp.config import (
     explain,
     flatten,
     identity,
-    own_sources,
+    targets,
 )
 from mnist_exp.data import Dataset, resolve_auto
+from mnist_exp.modules import recordable, user_code
 from mnist_exp.redact import redact, redact_file
 
 DONE = ("FINISHED", "SKIPPED")
@@ -108,6 +109,7 @@ class SweepCallback(Callback):
         with open_dict(config):
             for override in extra:
                 config.hydra.overrides.task.append(override)
+        warn_unrecorded([job.config for job in jobs])
         print(f"sweep {sweep.id}: {len(jobs)} runs", file=sys.stderr, flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -200,6 +202,8 @@ def import_tensorflow() -> None:
             sys.modules[name] = None  # type: ignore[assignment]  # not to be found
         with terminal.quiet_stderr("importing TensorFlow"):
             import mnist_exp.run  # noqa: F401
+        provenance.package_files(PACKAGE)  # as they are imported: what a fork of this process computes with
+        provenance.own_code(PACKAGE)
     finally:
         for name in unused:
             del sys.modules[name]
@@ -270,7 +274,7 @@ def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = N
         return None
     threads = config.trainer.threads or provenance.cores()
     device = _device(config.trainer.devices, threads)
-    facts = provenance.facts(PACKAGE, own_sources(config), dataset.fingerprint, threads, device)
+    facts = provenance.facts(PACKAGE, user_code(targets(config)), dataset.fingerprint, threads, device)
     wanted = identity(config, facts)
     needed = {"final_val_accuracy", "test_accuracy", *config.sweep.objective}  # a run of an older version may lack some
     alike = [
@@ -298,15 +302,22 @@ def _device(devices: str, threads: int) -> str:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Names the facts in which two runs differ, such as `code, keras (3.15.0, now 3.15.1), threads (1, now 2)`."""
-    old, new = flatten(before), flatten(now)
+    """Names the facts in which two runs differ, such as `not the same code, threads (1, now 2)`; empty when in none.
+
+    What an earlier version did not record is called so: it may have been the same.
+    """
+    unknown = sorted(now.keys() - before.keys())
+    recorded = {key: now[key] for key in now if key not in unknown}
+    old, new = ({key: value for key, value in flatten(tree).items() if value != {}} for tree in (before, recorded))
     names = {"source": "code"} | {key: key.removeprefix("versions.") for key in old | new if key != "source"}
     digests = ("source", "data")
-    return ", ".join(
+    changed = [
         names[key] if key in digests else f"{names[key]} ({old.get(key, 'none')}, now {new.get(key, 'none')})"
         for key in old | new
         if old.get(key) != new.get(key)
-    )
+    ]
+    said = [f"not the same {', '.join(changed)}"] if changed else []
+    return ", and ".join(said + ([f"no record of {', '.join(unknown)}"] if unknown else []))
 
 
 def attempt(train: Callable[[], Result], retries: int) -> Result:
@@ -333,6 +344,13 @@ def job_failed(sweep: DictConfig, tracked: DictConfig) -> None:
         from mnist_exp import tracking
 
         tracking.stop_sweep(tracking.open_store(tracked.uri, tracked.experiment), sweep.id)
+
+
+def warn_unrecorded(configs: Sequence[Config]) -> None:
+    """Say, once a command, what of the code its runs cannot record."""
+    _, lost = recordable(user_code(frozenset().union(*map(targets, configs))))
+    for line in (*provenance.own_code(PACKAGE).problems, *([lost] if lost else [])):
+        terminal.warn(line)
 
 
 def is_auto(config: Config) -> bool:

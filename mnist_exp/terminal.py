@@ -120,7 +120,7 @@ def skipped_line(name: str, metrics: Mapping[str, float], run_id: str) -> str:
 
 def again_line(name: str, run_id: str, difference: str) -> str:
     """One line for a job that is trained although a finished run has its config."""
-    return f"{name}  trained again: run {run_id} has the same config but not the same {difference}"
+    return f"{name}  trained again: run {run_id} has the same config but {difference}"
 
 
 def sweep_table(title: str, rows: Sequence[Row]) -> None:

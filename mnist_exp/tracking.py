@@ -44,7 +44,7 @@ from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp import RequestError, RunError
-from mnist_exp.provenance import is_gone, process
+from mnist_exp.provenance import is_gone, is_here, process
 from mnist_exp.redact import redact
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -626,6 +626,11 @@ def find_run(uri: str | None, wanted: str) -> Run:
     return found[0]
 
 
+def is_own(uri: str | None, tags: Mapping[str, str]) -> bool:
+    """Whether this machine recorded a run, given by its tags, in a store that is a file: its code is the user's."""
+    return _resolved(uri).startswith("sqlite:///") and is_here(tags.get("process", ""))
+
+
 def check_finished(uri: str | None, run_id: str) -> None:
     """Refuse to begin with the weights of a run that has none.
 
@@ -638,7 +643,7 @@ def check_finished(uri: str | None, run_id: str) -> None:
 
 
 def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str, bytes]:
-    """Those of the named artifacts that a run has.
+    """Those of the named artifacts that a run has; of a folder the files, as `folder/file`.
 
     Raises:
         StoreError: they cannot be read.
@@ -646,8 +651,11 @@ def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str
     uri = _resolved(uri)
     with _using(uri), tempfile.TemporaryDirectory() as scratch:
         client = mlflow.MlflowClient(uri)
-        present = [entry.path for entry in client.list_artifacts(run_id) if entry.path in names]
-        return {name: Path(client.download_artifacts(run_id, name, scratch)).read_bytes() for name in present}
+        for entry in client.list_artifacts(run_id):
+            if entry.path in names:
+                client.download_artifacts(run_id, entry.path, scratch)
+        paths = (path for path in Path(scratch).rglob("*") if path.is_file())
+        return {path.relative_to(scratch).as_posix(): path.read_bytes() for path in paths}
 
 
 def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:

@@ -27,6 +27,7 @@ from mnist_exp.sweep import (
     load,
     settle,
     stopped,
+    warn_unrecorded,
 )
 from mnist_exp.trust import read_config
 
@@ -67,6 +68,7 @@ def _train(config: Config) -> float | list[float]:
         tracking.check_finished(config.tracking.uri, config.init_from)
     if config.sweep.id is None:
         tracking.end_dead_runs(store)
+        warn_unrecorded([config])
     else:
         if stopped(config, store):
             return math.nan
@@ -108,7 +110,7 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
     if len(files) < 2:
         raise RequestError(f"resume={given.resume}: the run died before it logged its config; give its command again")
     try:
-        config = read_config(files["config.yaml"])
+        config = read_config(files["config.yaml"], trusted=tracking.is_own(given.tracking.uri, run.data.tags))
     except RequestError as error:
         raise RequestError(f"resume={given.resume}: give the run's own command again instead: {error}") from error
     config.resume, config.tracking.uri = given.resume, given.tracking.uri

@@ -17,8 +17,8 @@ ENVIRONMENT = {
     "packages": {"keras": "3.15.1", "numpy": "2.4.6"},
     "hardware": {"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2, "pid": 1},
     "variables": {},
-    "source": {"models.py": "1" * 64, "run.py": "2" * 64},
-    "facts": {"data": "d" * 64, "threads": 2, "device": "cpu"},
+    "source": {"models.py": "1" * 64, "run.py": "2" * 64, "code/mine.py": "5" * 64},
+    "facts": {"data": "d" * 64, "threads": 2, "device": "cpu", "keras_config": {"floatx": "float32"}},
     "config": {"seed": "0", "model.hidden": "[128]", "name": "x", "trainer.threads": "None"},
 }
 TAGS = {"execution": "resident", "execution.xla": "True", "threads": "2"}
@@ -120,6 +120,8 @@ def changed(path, value):
         (("variables", "XLA_FLAGS"), "--x", "variable XLA_FLAGS: unset then, --x now"),
         (("hardware", "cores"), 1, "hardware cores: 2 then, 1 now"),
         (("hardware", "cpu"), "Intel", "hardware cpu: AMD EPYC then, Intel now"),
+        (("source", "code/mine.py"), "3" * 64, "user module code/mine.py: 555555555555… then, 333333333333… now"),
+        (("facts", "keras_config"), {"floatx": "float64"}, "Keras setting floatx: float32 then, float64 now"),
         (("hardware", "cpu"), "\x1b]0;x\x07", r"hardware cpu: AMD EPYC then, '\x1b]0;x\x07' now"),
     ],
 )
@@ -128,7 +130,11 @@ def test_each_factor_is_named(path, value, line):
 
 
 @pytest.mark.parametrize(
-    "path", [("config", "name"), ("config", "trainer.threads"), ("config", "trainer.later"), ("hardware", "pid")]
+    "path",
+    [
+        *(("config", "name"), ("config", "trainer.threads"), ("config", "trainer.later"), ("hardware", "pid")),
+        *(("hardware", "instructions"), ("source", "code/later.py")),  # which an earlier version did not record
+    ],
 )
 def test_what_cannot_change_a_result_is_no_factor(path):
     assert compare_factors(record(), changed(path, "other")) == ([], [])
@@ -140,6 +146,13 @@ def test_what_is_not_recorded_is_said():
     assert {"config", "data", "package source", "threads", "execution"} <= set(unrecorded)
     (line,) = agreement.factor_lines(factors, unrecorded)
     assert line.startswith("  cannot be compared: config, data, package source, version of, threads")
+
+
+def test_a_record_of_an_earlier_version_is_unknown_and_not_different():
+    then = copy.deepcopy(ENVIRONMENT)
+    then["source"] = {"models.py": "1" * 64, "run.py": "2" * 64, "mine": "4" * 64}
+    del then["facts"]["keras_config"]
+    assert compare_factors(record(environment=then), record()) == ([], ["user module", "Keras setting"])
 
 
 @pytest.mark.parametrize("value", [3, "text", [], {"a": {"b": 1}}, None])

@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import keras
 import pytest
@@ -13,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from mnist_exp import agreement, leaderboard
+from mnist_exp import agreement, leaderboard, provenance, run
 from mnist_exp.config import (
     ACTIVATIONS,
     CONF_DIR,
@@ -111,6 +112,13 @@ def test_a_logged_config_composes_to_the_same_config(tmp_path):
     shutil.copytree(CONF_DIR, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert asdict(check(composed(folder=tmp_path, name="config"))) == asdict(config)
+
+
+def test_changes_of_the_code_that_git_cannot_tell_are_not_denied():
+    config, data = check(composed("data=digits")), SimpleNamespace(name="digits", fingerprint="abc")
+    for dirty, said in ((None, "unknown"), (True, "true"), (False, "false")):
+        code = provenance.Code("c0ffee", "main", dirty, "")
+        assert run._tags(config, data, {"device": "cpu", "threads": 1}, code)["code.dirty"] == said
 
 
 def test_flatten():

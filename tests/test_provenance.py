@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from mnist_exp import RequestError, provenance
+from mnist_exp.modules import UserCode
 from mnist_exp.provenance import UNKNOWN, Code, code_state
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -241,6 +243,7 @@ def test_a_long_diff_is_cut_and_says_so(checkout):
     assert before == "+value = 1"
     assert provenance.DIFF_LIMIT - 100 < len(state.diff) < provenance.DIFF_LIMIT + 100
     assert state.dirty
+    assert state.problems[0].startswith("code.diff is cut, so --checkout cannot restore the code: it has 2,2")
 
 
 @needs_git
@@ -271,21 +274,25 @@ def test_a_package_installed_inside_another_repository_does_not_take_its_commit(
     assert code_state(checkout / place) == UNKNOWN
 
 
-def test_no_repository_is_unknown(tmp_path, caplog):
+def test_no_repository_is_unknown_without_a_word(tmp_path):
     assert code_state(tmp_path) == UNKNOWN
-    assert not caplog.records
+    assert Code(commit=None, branch=None, dirty=None, diff="", problems=()) == UNKNOWN
 
 
-def test_no_git_is_unknown(empty_path, checkout_without_git, caplog):
-    assert code_state(checkout_without_git) == UNKNOWN
-    assert not caplog.records
+def test_a_checkout_without_git_is_unknown_and_says_so(empty_path, checkout_without_git):
+    found = code_state(checkout_without_git)
+    assert found._replace(problems=()) == UNKNOWN
+    (problem,) = found.problems
+    assert problem.startswith("code.commit is not recorded, git cannot tell it: ")
+    assert "'git'" in problem
 
 
 @pytest.fixture
 def checkout_without_git(tmp_path: Path) -> Path:
-    """A folder that only looks like a checkout."""
+    """The folder of a package in what looks like a checkout."""
     (tmp_path / ".git").mkdir()
-    return tmp_path
+    (tmp_path / "package").mkdir()
+    return tmp_path / "package"
 
 
 @pytest.fixture
@@ -295,23 +302,32 @@ def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_git
-def test_a_repository_git_refuses_is_unknown_with_a_warning(checkout, caplog):
+def test_a_repository_git_refuses_is_unknown_and_says_so_in_a_line(checkout):
     (checkout / ".git" / "config").write_text("[broken\n")
-    assert code_state(checkout / "package") == UNKNOWN
-    assert "bad config" in caplog.text
+    found = code_state(checkout / "package")
+    assert found._replace(problems=()) == UNKNOWN
+    (problem,) = found.problems
+    assert "bad config" in problem
+    assert "\n" not in problem
 
 
 @needs_git
-def test_a_diff_that_takes_too_long_leaves_the_commit(checkout, monkeypatch, caplog):
+def test_a_diff_that_takes_too_long_leaves_the_commit(checkout, monkeypatch):
     def slow(*_: object) -> bytes:
         raise subprocess.TimeoutExpired("git diff-index", 10)
 
     monkeypatch.setattr(provenance, "_diff", slow)
     state = code_state(checkout / "package")
     assert state.commit == git(checkout, "rev-parse", "HEAD").strip()
-    assert state.dirty
+    assert state.dirty is None
     assert state.diff.startswith("# not recorded: ")
-    assert "timed out" in caplog.text
+    assert "timed out" in state.problems[0]
+
+
+def fresh(folder: Path) -> dict[str, str]:
+    """What a process finds that begins now."""
+    provenance.package_files.cache_clear()
+    return provenance.source_files(folder, UserCode({}, frozenset()))
 
 
 def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
@@ -319,7 +335,7 @@ def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
         for name, text in files.items():
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(text)
-        return provenance.source_digest(provenance.source_files(tmp_path / folder, {}))
+        return provenance.source_digest(fresh(tmp_path / folder))
 
     digest = write("one", {"a.py": "1", "sub/b.py": "2"})
     assert re.fullmatch("[0-9a-f]{64}", digest)
@@ -336,18 +352,73 @@ def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
 
 
 def test_facts_change_with_what_computes_and_not_with_what_shows(tmp_path, monkeypatch):
-    def facts(**files):
+    def facts(own="1", **files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
-        return provenance.facts(tmp_path, {"mine": tmp_path / "mine.py"}, "abc", 2, "cpu")
+        provenance.package_files.cache_clear()
+        return provenance.facts(tmp_path, UserCode({"code/own.py": own.encode()}, frozenset()), "abc", 2, "cpu")
 
     first = facts(models="1", plots="1", mine="1")
     assert facts(plots="2") == first
     assert facts(models="2")["source"] != first["source"]
     assert facts(models="1") == first
-    assert facts(mine="2")["source"] != first["source"]
+    assert facts(own="2")["source"] != first["source"]
+    assert facts(mine="2")["source"] != first["source"]  # what a user puts into the package counts
     monkeypatch.setattr(provenance, "PACKAGES", ("matplotlib", "numpy"))
     assert facts()["versions"].keys() == {"python", "numpy"}
+
+
+BITS = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")
+
+
+@pytest.fixture
+def facts(tmp_path, monkeypatch):
+    """Facts of a process that has none of the settings that change the bits."""
+    for name in provenance.NUMERIC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return lambda packages=(): provenance.facts(tmp_path, UserCode({}, frozenset(packages)), "abc", 2, "cpu")
+
+
+@pytest.mark.parametrize("name", [*BITS, "KERAS_BACKEND", "TF_DETERMINISTIC_OPS"])
+def test_facts_change_with_each_variable_that_changes_bits(name, facts, monkeypatch):
+    before = facts()
+    monkeypatch.setenv(name, "")
+    assert facts()["variables"] == before["variables"] == {}
+    monkeypatch.setenv(name, "1")
+    assert facts()["variables"] == {name: "1"}
+    assert facts() != before
+
+
+def test_facts_know_the_processor_and_its_instruction_sets(facts, monkeypatch):
+    def on(cpuinfo):
+        provenance.processor.cache_clear()
+        monkeypatch.setattr(Path, "read_text", lambda self, **_: cpuinfo)
+        return facts()["processor"]
+
+    amd = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx sse4_2 rdtscp\n\nprocessor\t: 1\n"
+    assert on(amd) == {"cpu": "AMD EPYC", "instructions": "avx avx2 sse4_2"}
+    assert on(amd.replace("avx2", "avx512f"))["instructions"] == "avx avx512f sse4_2"
+    assert on("processor : 0\nFeatures : fp asimd sve\n")["instructions"] == "asimd sve"
+    provenance.processor.cache_clear()
+
+
+def test_facts_change_with_the_settings_file_of_keras(facts, tmp_path):
+    assert facts()["keras_config"] == provenance.KERAS_DEFAULTS
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "keras.json").write_text('{"floatx": "float64", "backend": "tensorflow"}')
+    assert facts()["keras_config"] == {**provenance.KERAS_DEFAULTS, "floatx": "float64"}
+    (tmp_path / "keras" / "keras.json").write_text("[]")
+    assert facts()["keras_config"] == provenance.KERAS_DEFAULTS
+
+
+def test_facts_have_the_versions_of_what_a_user_s_modules_import(facts):
+    assert "rich" not in facts()["versions"]
+    found = facts(["rich", "yaml", "numpy"])["versions"]
+    assert found["rich"] == metadata.version("rich")
+    assert found["pyyaml"] == metadata.version("PyYAML")
+    assert f"rich=={found['rich']}" in provenance.requirements({"rich"})
+    assert facts(["rich"]).keys() == facts().keys()
 
 
 def test_versions_and_requirements_name_what_is_installed(monkeypatch):

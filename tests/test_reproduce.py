@@ -1,5 +1,6 @@
 """The command that trains a run again: what it refuses, and that it finds and names a change of any kind."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import pytest
 
 from mnist_exp import data, provenance
 from mnist_exp.config import CONF_DIR, PACKAGE
+from mnist_exp.record import Record, write_capsule
 from tests.conftest import SHORT, Case, commands, environment
-from tests.test_trust import DIGITS, GOOD, node
+from tests.test_trust import DIGITS, GOOD, model, node
 
 ROWS = "".join(json.dumps({"step": step, "train_loss": 1.0, "val_loss": 1.0}) + "\n" for step in (1, 2))
 THEN = {"source": {"models.py": "0"}, "facts": {"data": "0", "threads": 99, "device": "cpu"}}
@@ -100,7 +102,9 @@ def test_a_dry_run_says_what_differs_and_imports_no_tensorflow(answers):
     assert f"  differs: data: 0 then, {fingerprint[:12]}… now" in lines
     assert "  differs: variable NVIDIA_TF32_OVERRIDE: 0 then, unset now" in lines
     assert not any("threads" in line for line in lines)  # for they will be what they were
-    assert "  cannot be compared: config, version of, device, execution, execution.xla, hardware" in lines
+    assert (
+        "  cannot be compared: config, version of, device, execution, execution.xla, hardware, Keras setting" in lines
+    )
     assert lines[-1].startswith("  its code cannot be shown: the run's commit is unknown")
 
 
@@ -109,6 +113,109 @@ def test_data_that_moved_are_found_by_their_name(answers):
     fingerprint = data.file(path=str(folder / "mine.npz"), validation=0.5).fingerprint
     assert f"  differs: data: 0 then, {fingerprint[:12]}… now\n" in said["dry gone"].out
     assert said["dry lost"].out.startswith("the data cannot be compared: /gone/lost.npz: no such file or folder\n")
+
+
+USES = "uses the modules that the run recorded; here these differ or are missing: "
+MINE = {"code/proj/model.py": b"import helper\ndef build(image_shape, num_classes): ...\n", "code/helper.py": b""}
+
+
+def recorded(modules, target, **tags):
+    """The files and tags of a run of a user's own model."""
+    source = {name: hashlib.sha256(content).hexdigest() for name, content in modules.items()}
+    files = {
+        "config.yaml": model(target).encode(),
+        "metrics.jsonl": ROWS.encode(),
+        "environment.json": json.dumps({"source": source}).encode(),
+    }
+    return Record("run", None, "own-s0", {**files, **modules}, tags)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, with_store):
+    """What is answered about runs of the user's own models, of which nothing here trains: recorded, packed, copied."""
+    folder = with_store(tmp_path_factory.mktemp("own"))
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "mnist_exp")
+    (folder / "same.py").write_text("def build(image_shape, num_classes): ...\n")
+    same = {"code/same.py": (folder / "same.py").read_bytes()}
+    (folder / "edited.py").write_text("edited")
+    edited = {"code/edited.py": same["code/same.py"]}
+    here = provenance.process()
+    runs = {
+        "same": recorded(same, "same.build", process=here),
+        "edited": recorded(edited, "edited.build", process=here),
+        "gone": recorded({"code/gone.py": same["code/same.py"]}, "gone.build", process=here),
+        "foreign": recorded({"code/foreign.py": same["code/same.py"]}, "foreign.build", process="elsewhere 1f 7 1.0"),
+    }
+    cases = {}
+    for name, record in runs.items():
+        run = client.create_run(experiment.experiment_id, tags={"kind": "run", **record.tags}, run_name=name)
+        for file, content in record.files.items():
+            place = file.rpartition("/")[0] or None
+            (folder / "sent" / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "sent" / file).write_bytes(content)
+            client.log_artifact(run.info.run_id, str(folder / "sent" / file), place)
+        cases[name] = [name, "--dry-run"]
+    packed = {
+        "whole": recorded(MINE, "proj.model.build"),
+        "lost": recorded({}, "proj2.model.build"),
+        "hiding": recorded({"code/json/tool.py": b"evil"}, "json.tool.build"),
+        "fake": recorded({"code/fake.py": same["code/same.py"]}, "fake.build", process=here),
+    }
+    for name, record in packed.items():
+        write_capsule(record, [], folder / f"{name}.zip")
+        cases |= {
+            f"{name}.zip": [f"{name}.zip", "--dry-run"],
+            f"{name} trusted": [f"{name}.zip", "--dry-run", "--trust"],
+        }
+    cases["checkout"] = ["whole.zip", "--checkout", "out"]
+    cases["hiding checkout"] = ["hiding.zip", "--checkout", "out2"]
+    for file, content in recorded(MINE, "proj.model.build").files.items():
+        (folder / "copy" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "copy" / file).write_bytes(content)
+    (folder / "copy" / "code" / "other.py").write_text("of another project")
+    cases["copy"] = ["copy/config.yaml", "--dry-run", "--trust"]
+    return folder, commands(
+        folder, {name: Case(given, str(folder), module="reproduce") for name, given in cases.items()}
+    )
+
+
+def test_a_run_of_one_s_own_store_needs_no_trust_and_its_recorded_modules_are_used(own):
+    assert own[1]["same"].code == 0
+    assert "uses" not in own[1]["same"].out
+    for name in ("edited", "gone"):
+        assert (own[1][name].code, own[1][name].tensorflow) == (0, False)
+        assert own[1][name].out.startswith(f"{USES}{name}\n")
+
+
+@pytest.mark.parametrize("case", ["foreign", "whole.zip", "lost.zip", "hiding.zip", "fake.zip"])
+def test_what_another_machine_recorded_or_came_as_a_file_needs_trust(own, case):
+    said = own[1][case]
+    assert (said.code, said.out) == (2, "")
+    assert "model._target_ must be one of" in said.err
+    assert "--trust" in said.err
+
+
+def test_a_capsule_brings_the_modules_that_its_config_calls(own):
+    for case in ("whole trusted", "copy"):
+        assert own[1][case].code == 0, own[1][case].err
+        assert own[1][case].out.startswith(f"{USES}helper, proj.model\n")
+        assert "user module" not in own[1][case].out
+    assert "must name a function or class that exists" in own[1]["lost trusted"].err
+
+
+def test_a_capsule_hides_nothing_of_python_s(own):
+    assert own[1]["hiding trusted"].code == own[1]["hiding checkout"].code == 2
+    assert "the recorded module code/json/tool.py would hide json" in own[1]["hiding trusted"].err
+    assert "the recorded module code/json/tool.py would hide json" in own[1]["hiding checkout"].err
+    assert not (own[0] / "out2").exists()
+
+
+def test_a_checkout_has_the_user_s_modules_also_when_the_package_was_in_no_repository(own):
+    assert own[1]["checkout"].code == 0, own[1]["checkout"].err
+    found = {path.relative_to(own[0] / "out").as_posix() for path in (own[0] / "out").rglob("*") if path.is_file()}
+    assert {f"code/{name}" for name in found} == set(MINE)
+    assert "the code of mnist_exp was not in a repository" in own[1]["checkout"].out
 
 
 def python(folder, code, *arguments, path=None):
@@ -131,6 +238,19 @@ REPRODUCE = "from mnist_exp import reproduce; reproduce.main()"
 ONE_CORE = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {REPRODUCE}"
 
 
+OWN_MODEL = """
+import keras
+
+
+def build(image_shape, num_classes):
+    from own_helper import UNITS
+
+    inputs = keras.Input(image_shape, dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(num_classes)(keras.layers.Dense(UNITS)(x)))
+"""
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, with_store):
     """A folder with a run on the user's own images, with layers wide enough that threads share their work."""
@@ -150,6 +270,28 @@ def test_the_same_is_identical(original):
     assert code == 0, err
     assert "nothing that was recorded differs here" in out
     assert out.endswith("identical: 2 epochs and the final scores compared\n")
+
+
+@pytest.mark.slow
+def test_a_model_of_one_s_own_is_reproduced_after_it_was_edited_and_on_another_machine(tmp_path, with_store):
+    folder, elsewhere = with_store(tmp_path / "here"), with_store(tmp_path / "elsewhere")
+    (folder / "own_helper.py").write_text("UNITS = 8\n")
+    (folder / "own_model.py").write_text(OWN_MODEL)
+    target = ["model._target_=own_model.build", "~model.hidden", "~model.activation", "~model.dropout"]
+    options = ["data=digits", "trainer.epochs=1", "name=own", *target, "~model.batch_norm"]
+    code, _, err = python(folder, TRAIN, *options)
+    assert code == 0, err
+    code, out, err = python(folder, REPRODUCE, "capsule", "own-s0", str(elsewhere / "run.zip"))
+    assert code == 0, err
+    (folder / "own_helper.py").write_text("UNITS = 4\n")
+    for place, given in ((folder, ["own-s0"]), (elsewhere, ["run.zip", "--trust"])):
+        code, out, err = python(place, REPRODUCE, *given, "--strict")
+        assert code == 0, err
+        assert out.startswith(f"{USES}own_helper")
+        assert out.endswith("identical: 1 epoch and the final scores compared\n")
+    code, _, err = python(folder, TRAIN, "-m", *options)
+    assert code == 0, err
+    assert "has the same config but not the same code\n" in err
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
 """What surrounds the runs of a multirun, on numbers; `test_train` and `test_bad_input` run whole sweeps."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -11,21 +15,26 @@ from hydra.types import RunMode
 
 from mnist_exp import provenance, sweep, terminal, tracking
 from mnist_exp.config import CONF_DIR, PACKAGE, check, identity
-from tests.conftest import drive, runs
+from mnist_exp.modules import user_code
+from tests.conftest import drive, environment, runs
 from tests.test_config import composed
 
 FACTS = {"source": "abc", "data": "def", "threads": 1, "versions": {"keras": "3.15.0", "numpy": "2.4.6"}}
+FACTS |= {"onednn": "default", "variables": {}}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({}, ""),
-        ({"source": "xyz"}, "code"),
-        ({"data": "xyz", "source": "xyz"}, "code, data"),
-        ({"threads": 2}, "threads (1, now 2)"),
-        ({"versions": {"keras": "3.15.1"}}, "keras (3.15.0, now 3.15.1), numpy (2.4.6, now none)"),
-        ({"onednn": "1"}, "onednn (none, now 1)"),
+        ({"source": "xyz"}, "not the same code"),
+        ({"data": "xyz", "source": "xyz"}, "not the same code, data"),
+        ({"threads": 2}, "not the same threads (1, now 2)"),
+        ({"versions": {"keras": "3.15.1"}}, "not the same keras (3.15.0, now 3.15.1), numpy (2.4.6, now none)"),
+        ({"onednn": "1"}, "not the same onednn (default, now 1)"),
+        ({"variables": {"XLA_FLAGS": "x"}}, "not the same variables.XLA_FLAGS (none, now x)"),
+        ({"keras_config": {"floatx": "float32"}, "processor": {"cpu": "x"}}, "no record of keras_config, processor"),
+        ({"source": "xyz", "processor": {"cpu": "x"}}, "not the same code, and no record of processor"),
     ],
 )
 def test_what_differs_between_two_runs_of_one_config(change, said):
@@ -86,6 +95,40 @@ def test_a_job_trains_when_nothing_is_finished_or_skipping_is_off(job, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+# Its first argument is Hydra's; what would import TensorFlow fails instead.
+UNTRAINED = """
+import sys
+from mnist_exp import RunError, sweep, train
+
+def fail():
+    raise RunError("not trained")
+
+train.import_tensorflow, sweep.prepare = fail, lambda *_, **__: None
+train.main()
+"""
+DUBIOUS = "fatal: detected dubious ownership in repository at '/there'"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a program that is a shell script")
+@pytest.mark.parametrize("options", [["seed=1"], ["-m", "seed=1,2,3"]], ids=["run", "sweep"])
+def test_a_repository_that_git_refuses_is_told_to_the_user_once_a_command(options, tmp_path, with_store):
+    folder = with_store(tmp_path / "here")
+    shutil.copytree(PACKAGE, tmp_path / "code" / "mnist_exp", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CONF_DIR, tmp_path / "code" / "conf")
+    (tmp_path / "code" / ".git").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text(f'#!/bin/sh\necho "{DUBIOUS}" >&2\nexit 128\n')
+    (tmp_path / "bin" / "git").chmod(0o755)
+    environ = environment(tmp_path) | {"PYTHONPATH": str(tmp_path / "code")}
+    environ["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{environ['PATH']}"
+    command = [sys.executable, "-c", UNTRAINED, *options, "data=digits"]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "not trained" in done.stderr
+    warning = f"warning: code.commit is not recorded, git cannot tell it: {DUBIOUS}"
+    assert [line for line in done.stderr.splitlines() if "dubious" in line] == [warning]
+
+
 @pytest.mark.parametrize(
     ("policy", "failed", "stops"), [("stop", True, True), ("stop", False, False), ("continue", True, False)]
 )
@@ -101,8 +144,10 @@ def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu(devices, m
 
 
 def test_facts_are_those_that_identity_names():
-    facts = provenance.facts(PACKAGE, {}, "abc", 2, "cpu")
-    assert sorted(facts) == ["data", "device", "onednn", "source", "threads", "versions"]
+    facts = provenance.facts(PACKAGE, user_code(frozenset()), "abc", 2, "cpu")
+    assert sorted(facts) == [
+        *("data", "device", "keras_config", "onednn", "processor", "source", "threads", "variables", "versions"),
+    ]
     assert (facts["data"], facts["threads"], facts["device"]) == ("abc", 2, "cpu")
     json.dumps(facts)
 
