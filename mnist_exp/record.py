@@ -45,8 +45,9 @@ class Record(NamedTuple):
     tags: Mapping[str, str]
 
     def environment(self) -> dict[str, Any]:
-        """environment.json; empty when there is none."""
-        return _object(self.files.get("environment.json", b"{}"), f"{self.source}: environment.json")
+        """environment.json; empty when there is none, or one that was cut off while it was written."""
+        content = self.files.get("environment.json", b"")
+        return _object(content, f"{self.source}: environment.json") if _is_json(content) else {}
 
     def modules(self) -> dict[str, bytes]:
         """The user's own modules, by place: code/package/module.py."""
@@ -55,7 +56,10 @@ class Record(NamedTuple):
     def rows(self) -> dict[int, Row]:
         """metrics.jsonl: what was recorded after each epoch, from 1, by its number; 0 for the end of the run."""
         rows: dict[int, Row] = {}
-        for number, line in enumerate(self.files.get("metrics.jsonl", b"").splitlines(), start=1):
+        lines = self.files.get("metrics.jsonl", b"").splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
+            lines.pop()  # cut off while it was written
+        for number, line in enumerate(lines, start=1):
             where = f"{self.source}: metrics.jsonl line {number}"
             row = _object(line, where)
             step, weights = row.pop("step", None), row.pop("weights", None)
@@ -192,6 +196,14 @@ def _bounded(stream: Any, limit: int, where: str) -> bytes:
     if len(content) > limit:
         raise RecordError(f"{where}: must have at most {limit:,} bytes")
     return content
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _object(content: bytes, where: str) -> dict[str, Any]:

@@ -484,11 +484,25 @@ def _storage(url: str) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if url.startswith("journal:"):
-            return JournalStorage(journal.JournalFileBackend(url.removeprefix("journal:")))
+            path = Path(url.removeprefix("journal:"))
+            backend = journal.JournalFileBackend(str(path))
+            if not path.read_bytes().endswith(b"\n"):
+                _drop_torn_line(path, journal.JournalFileSymlinkLock(str(path)))
+            return JournalStorage(backend)
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {}  # for other processes' writes
         return RDBStorage(url, engine_kwargs=wait)
     except Exception as error:  # whatever the database's driver raises
         raise RequestError(f"hydra.sweeper.storage={url} cannot be used: {str(error).partition(chr(10))[0]}") from error
+
+
+def _drop_torn_line(path: Path, lock: Any) -> None:
+    """Remove half a line from the end of a journal, else Optuna appends to it and can never read the file again."""
+    lock.acquire()
+    try:
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def searcher(config: DictConfig, overrides: Sequence[str]) -> Search | None:

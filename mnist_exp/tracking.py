@@ -4,6 +4,7 @@ A run is recorded locally first (`metrics.jsonl` and the artifacts in the run's 
 it goes, so that a store which is slow or gone costs neither the training nor its results.
 """
 
+import errno
 import gc
 import json
 import logging
@@ -207,6 +208,7 @@ class RunLog:
         self._client = mlflow.MlflowClient(store.uri)
         self.record = home / "metrics.jsonl"
         self._rows = _read_record(self.record)
+        self._unwritten = b""  # rows of the record for which the disk had no room
         self._unsent: list[Metric] = []
         self._retry_at = 0.0
 
@@ -237,11 +239,18 @@ class RunLog:
             self._send()
 
     def _append(self, row: Mapping[str, Any]) -> None:
+        self._unwritten += json.dumps(row).encode() + b"\n"
         try:
-            with self.record.open("a", encoding="utf-8") as record:
-                record.write(json.dumps(row) + "\n")
-                record.flush()
-                os.fsync(record.fileno())  # else a loss of power could leave a row in the store alone
+            with self.record.open("ab", buffering=0) as record:
+                whole = record.tell()
+                try:
+                    if record.write(self._unwritten) < len(self._unwritten):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(record.fileno())  # else a loss of power could leave a row in the store alone
+                except OSError:
+                    record.truncate(whole)  # the next row must not continue half a row
+                    raise
+            self._unwritten = b""
         except OSError as error:  # a full disk is no reason to lose the training
             print(f"tracking: {self.record} not written: {_first_line(error)}", file=sys.stderr)
 
@@ -345,7 +354,7 @@ def tracked_run(
     Args:
         store: where it is recorded.
         name: of a new run.
-        params: of a new run; one that is continued has the same.
+        params: of a new run; one that is continued keeps those that it was begun with.
         tags: of the run; among them `identity`.
         output: folder for the local record of a new run.
         resume: id of the run to continue, or whether to continue one of the same identity that was killed.
@@ -371,7 +380,9 @@ def tracked_run(
         try:
             shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
             log.folder.mkdir(parents=True)
-            client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+            # A continued run keeps the params that it has: those that differ cannot change its result.
+            missing = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+            client.log_batch(run.info.run_id, params=missing)
             held.close()
             yield log
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -442,12 +453,24 @@ def end_dead_runs(store: Store) -> None:
 
 
 def _read_record(path: Path) -> dict[int, dict[str, Any]]:
-    """The rows of a local record by step; a last one that was not wholly written is taken off."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return {row["step"]: row for row in map(json.loads, whole)}
+    """The rows of a local record by step. Lines that a kill or a full disk left torn are removed from the file."""
+    content = path.read_bytes() if path.exists() else b""
+    rows = {line: _row(line) for line in content.splitlines(keepends=True)}
+    whole = b"".join(line for line, row in rows.items() if row is not None)
+    if whole != content:
+        with path.open("r+b") as record:  # in place, because a full disk has no room for a second file
+            record.write(whole)
+            record.truncate()
+    return {row["step"]: row for row in rows.values() if row is not None}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of a local record; None when it is not a whole row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if line.endswith(b"\n") and isinstance(row, dict) and {"step", "time"} <= row.keys() else None
 
 
 def _context(tags: Mapping[str, str]) -> dict[str, str]:

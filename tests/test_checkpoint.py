@@ -38,6 +38,14 @@ def test_a_damaged_one_is_passed_over(tmp_path):
     assert checkpoint.load(tmp_path).epoch == 1
 
 
+def test_one_that_was_cut_anywhere_is_passed_over(tmp_path):
+    *_, newest = written(tmp_path, 1, 2)
+    content = newest.read_bytes()
+    for end in range(len(content)):
+        newest.write_bytes(content[:end])
+        assert checkpoint.load(tmp_path).epoch == 1
+
+
 def test_an_unfinished_one_is_none(tmp_path):
     assert checkpoint.load(tmp_path / "missing") is None
     (path,) = written(tmp_path, 1)

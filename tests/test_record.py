@@ -170,6 +170,19 @@ def test_rows_that_are_none_are_refused(line):
         record.rows()
 
 
+def test_rows_that_were_cut_anywhere_are_read_up_to_there():
+    for end in range(len(ROWS) + 1):
+        rows = RECORD._replace(files={"metrics.jsonl": ROWS[:end]}).rows()
+        ended = ROWS[:end].count(b"\n") + ROWS[:end].endswith(b"}")  # a row needs no more than its bracket
+        assert sorted(rows) == [[], [1], [0, 1]][ended]
+
+
+def test_an_environment_that_was_cut_anywhere_counts_as_absent():
+    content = json.dumps({"python": "3.11", "packages": {"keras": "3"}}).encode()
+    for end in range(len(content)):
+        assert RECORD._replace(files={"environment.json": content[:end]}).environment() == {}
+
+
 def test_json_of_another_kind_is_refused():
     assert RECORD._replace(files={}).environment() == {}
     with pytest.raises(RecordError, match="must be a JSON object, got a list"):

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from types import SimpleNamespace
 
+import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -303,3 +304,20 @@ def test_a_run_in_another_process_is_pruned_and_the_study_knows(study, tmp_path)
     assert epochs == [None] * 5 + [1] * 3  # Optuna's median pruner watches five trials first
     assert states(made) == {"COMPLETE": 5, "PRUNED": 3}
     assert tags == {"pruned": "true"}
+
+
+def test_a_journal_that_was_cut_anywhere_is_continued(tmp_path):
+    """Optuna reads past half a line at the end, but appends to it and then cannot read the journal any more."""
+    path = tmp_path / "optuna.log"
+
+    def study():
+        return optuna.create_study(storage=search._storage(f"journal:{path}"), study_name="s", load_if_exists=True)
+
+    made = study()
+    made.tell(made.ask(), 0.5)
+    content = path.read_bytes()
+    for end in range(len(content) - len(content.splitlines()[-1]) - 5, len(content)):
+        path.write_bytes(content[:end])
+        made = study()
+        made.tell(made.ask(), 0.25)
+        assert study().trials[-1].value == 0.25

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import data
+from mnist_exp import data, provenance
 from tests.conftest import Case, Said, commands, start
 
 ARTIFACTS = {
@@ -96,8 +96,13 @@ def afterwards(sweep, tmp_path_factory, with_store):
     long = ["experiment=smoke", "model=linear", "trainer.epochs=60", "trainer.checkpoint=true"]
     folders = {"again": again, "own": own, "only": sweep.folder, "wider": sweep.folder, "killed": dying}
     folders |= {"continued": dying, "reproduce": sweep.folder, "capsule": sweep.folder, "from_capsule": again}
+    same_result = [
+        f"trainer.threads={provenance.cores()}",
+        "trainer.profile=true",
+        "tracking.uri=sqlite:///./mlflow.db",
+    ]
     arguments = {"again": config, "own": tiny, "only": [*wider, "sweep.preflight=only"], "wider": wider}
-    arguments |= {"killed": long, "continued": long, "reproduce": ["mlp-s1", "--strict"]}
+    arguments |= {"killed": long, "continued": [*long, *same_result, "name=other"], "reproduce": ["mlp-s1", "--strict"]}
     arguments["capsule"] = ["capsule", sweep.runs["mlp-s1"].info.run_id[:8], str(again / "run.zip")]
     arguments["from_capsule"] = ["run.zip", "--strict", "--epochs", "1"]
     folders |= {"own_swept": own, "continued_swept": dying}
@@ -203,6 +208,8 @@ def test_an_interrupted_command_given_again_continues_its_run(afterwards):
         assert steps == ([0] if metric == "test_accuracy" else list(range(1, 61)))
     assert f"continues run {run.info.run_id}, which was interrupted after " in afterwards["continued"].said.err
     assert len(list(afterwards["continued"].folder.glob("outputs/*/*/run-*"))) == 1
+    kept = {"name": "linear-adam-smoke", "trainer.threads": "None", "trainer.profile": "False", "tracking.uri": "None"}
+    assert {key: run.data.params[key] for key in kept} == kept
     assert len(afterwards["continued"].models) == 1
 
 
