@@ -198,7 +198,7 @@ def _software(facts: str) -> dict[str, str]:
         if isinstance(value, dict):
             found |= {f"{key}.{name}": str(text) for name, text in value.items()}
         elif key not in STAND_INS.values():  # those are in `SETTING_TAGS`, and data have a table each
-            found[key] = str(value)[:12]
+            found[key] = str(value)[:12] if key == "source" else str(value)  # a digest needs no more to be told
     return found
 
 
