@@ -1,11 +1,14 @@
 """A logged config from a stranger: whatever it holds that could run, read or fetch something is refused in one line."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hydra.utils import get_object
 
+from mnist_exp import RequestError, provenance, tracking
 from mnist_exp.config import FACTS, ConfigError, check, to_yaml
+from mnist_exp.train import resumed
 from mnist_exp.trust import MAX_BYTES, builders, read_config
 from tests.conftest import drive
 from tests.test_config import composed
@@ -249,6 +252,29 @@ def test_trust_lets_targets_and_values_pass_but_no_tricks():
     assert read_config(own.encode(), trusted=True).model["size"] == {"a": 1}
     with pytest.raises(ConfigError, match="is not allowed"):
         read_config(changed("mlp-adam", "${oc.env:HOME}").encode(), trusted=True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "process", "own"),
+    [
+        ("sqlite:///x.db", provenance.process(), True),
+        ("sqlite:///x.db", "elsewhere 1f 7 1.0", False),
+        ("sqlite:///x.db", "", False),
+        ("http://127.0.0.1:1", provenance.process(), False),
+    ],
+)
+def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_model(uri, process, own, monkeypatch):
+    files = {"config.yaml": model("tests.test_trust.mine", size="3").encode(), "overrides.yaml": b"[a=1]"}
+    run = SimpleNamespace(info=SimpleNamespace(run_id="0" * 32), data=SimpleNamespace(tags={"process": process}))
+    monkeypatch.setattr(tracking, "find_run", lambda *_: run)
+    monkeypatch.setattr(tracking, "read_files", lambda *_: files)
+    given = check(composed(f"resume={'0' * 32}", f"tracking.uri={uri}"))
+    if own:
+        config, overrides = resumed(given, [])
+        assert (config.model["_target_"], overrides) == ("tests.test_trust.mine", ["a=1"])
+    else:
+        with pytest.raises(RequestError, match=r"give the run's own command again instead: model\._target_ must be"):
+            resumed(given, [])
 
 
 def test_builders_are_the_public_ones_and_can_be_called():
