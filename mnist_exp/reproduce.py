@@ -314,6 +314,7 @@ def _conclude(then: Record, until: int, uri: str, log: Any) -> agreement.Report:
     """Judge, and record the verdict with the run."""
     from mnist_exp import plots
 
+    log.flush()
     found = _from_store(log.run_id, uri)
     files = {**found.files, "metrics.jsonl": log.record.read_bytes()}  # sent when the run is closed
     report = agreement.judge(then, found._replace(files=files), until)

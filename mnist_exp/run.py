@@ -89,11 +89,14 @@ def run_experiment(
         _write_summary(log.folder, model)
         log.upload()
         fitted = _fit(config, dataset, model, optimizer, execution, name, log, watch)
-        final = {"fit_seconds": fitted.seconds, "parameters": float(model.count_params())}
-        final |= _evaluate(log.folder, model, dataset, fitted, validation=tags["selection"], title=name)
-        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(own.packages), final)
-    epochs = len(fitted.history["train_loss"])
-    terminal.say(terminal.summary_line(name, final, epochs, execution.name, log.run_id))
+        scores, test_logits = _evaluate(model, dataset, fitted, validation=tags["selection"])
+        final = {"fit_seconds": fitted.seconds, "parameters": float(model.count_params()), **scores}
+        # Before anything is written or sent that may fail.
+        log.metrics(0, final)
+        epochs = len(fitted.history["train_loss"])
+        terminal.say(terminal.summary_line(name, final, epochs, execution.name, log.run_id))
+        _write_results(log.folder, dataset, fitted, test_logits, validation=tags["selection"], title=name)
+        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(own.packages))
     return Result(log.run_id, final)
 
 
@@ -204,13 +207,12 @@ def _write_summary(folder: Path, model: keras.Model) -> None:
 
 
 def _evaluate(
-    folder: Path, model: keras.Model, dataset: Dataset, fitted: trainer.Fitted, *, validation: str, title: str
-) -> dict[str, float]:
-    """Score the final weights, the test set just this once; write predictions and plots; return the final metrics."""
-    labels, classes = dataset.test.labels, [str(c) for c in range(dataset.num_classes)]
+    model: keras.Model, dataset: Dataset, fitted: trainer.Fitted, *, validation: str
+) -> tuple[dict[str, float], np.ndarray]:
+    """Score the final weights, the test set just this once; return the final metrics and the test logits."""
+    labels = dataset.test.labels
     test_logits = trainer.predict(model, dataset.test)
     val_logits = test_logits if validation == "test" else trainer.predict(model, dataset.validation)
-    confusion = metrics.confusion_matrix(labels, test_logits.argmax(axis=1), dataset.num_classes)
     scores = {"compile_seconds": fitted.compile_seconds, "best_epoch": float(fitted.best_epoch)}
     for part, logits, truth in (("final_val", val_logits, dataset.validation.labels), ("test", test_logits, labels)):
         scores[f"{part}_loss"] = metrics.cross_entropy(logits, truth)
@@ -221,6 +223,15 @@ def _evaluate(
         seconds = metrics.seconds_to(history["val_accuracy"], history["epoch_seconds"], percent / 100)
         if seconds is not None:
             scores[f"seconds_to_{percent}"] = seconds
+    return scores, test_logits
+
+
+def _write_results(
+    folder: Path, dataset: Dataset, fitted: trainer.Fitted, test_logits: np.ndarray, *, validation: str, title: str
+) -> None:
+    """Write the predictions on the test set, the scores of each class, and the plots."""
+    labels, classes = dataset.test.labels, [str(c) for c in range(dataset.num_classes)]
+    confusion = metrics.confusion_matrix(labels, test_logits.argmax(axis=1), dataset.num_classes)
     np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
     # Not metrics: thirty charts of one bar each would hide the curves in MLflow's view.
     figures = metrics.per_class(confusion)
@@ -236,4 +247,3 @@ def _evaluate(
         ("samples", plots.samples(dataset.train.images[of_each], dataset.train.labels[of_each])),
     ):
         figure.savefig(folder / f"{name}.png")
-    return scores

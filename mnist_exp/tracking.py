@@ -1,7 +1,7 @@
 """MLflow: the only module that imports it. Opens a store, records a run from first to last, lists the runs of a sweep.
 
-A run is recorded locally first (`metrics.jsonl` and the artifacts in the run's output folder) and sent to the store as
-it goes, so that a store which is slow or gone costs neither the training nor its results.
+A run is recorded locally first (`metrics.jsonl` and the artifacts in the run's output folder). A thread of its own
+sends the record to the store, so that a store which is slow or gone costs neither the training nor its results.
 """
 
 import errno
@@ -19,9 +19,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -50,7 +53,11 @@ from mnist_exp.redact import redact
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it prints the traceback of what it also raises
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 30.0  # after a failed call, while the run trains
+TRIES, PAUSE_SECONDS = 3, 1.0  # of a call that fails while the end of the run waits for it
+PROGRESS_SECONDS = 10.0
+STALLED_SECONDS = 300.0  # the end of a run waits as long as calls succeed; one large file may take minutes
+STOP_SECONDS = 10.0
 LOCK_SECONDS = 60.0
 # What a store raises that is gone, full or not one; ImportError: the driver of a database is not installed.
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
@@ -147,23 +154,26 @@ def _using(uri: str, query: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM while a run is closed: an impatient second one would leave it looking alive."""
+def undisturbed() -> Iterator[list[int]]:
+    """Hold back Ctrl-C and SIGTERM while a run is closed: an impatient second one would leave it looking alive.
+
+    Gives the list of the signals that came meanwhile.
+    """
     held: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield held
         return
     before = {s: signal.signal(s, lambda number, _: held.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield held
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if held:
-        signal.raise_signal(held[0])
+        if held:
+            signal.raise_signal(held[0])
 
 
-def _whole(store: Store) -> AbstractContextManager[None]:
+def _whole(store: Store) -> AbstractContextManager[object]:
     """Around what is written for a run or sweep: an interrupted transaction would lock a database against our own end.
 
     A server's transactions are its own, and waiting for one that is gone must be interruptible.
@@ -193,50 +203,148 @@ def _creation_lock(uri: str) -> Iterator[None]:
         yield
 
 
+class RunGone(RunError):
+    """The store has no such run any more."""
+
+
+class _Sender:
+    """Makes the store calls of one run, in a thread of its own, so that training never waits for a store.
+
+    Python raises signals in the main thread only, so that none cuts a transaction. Both sides share C queues: Ctrl-C
+    could leave a lock of `threading` locked. A call that fails is made again, after all others while the run trains.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._answers: SimpleQueue[Exception | None] = SimpleQueue()
+        self._failed: deque[Callable[[], object]] = deque()
+        self._flushing = self._stopped = False
+        self._succeeded = 0
+        self._complaint = ""
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have the call made; it may be made twice."""
+        self._calls.put(call)
+
+    def flush(self, signals: Sequence[int] = ()) -> None:
+        """Wait until all calls have succeeded, and tell how many are left.
+
+        Args:
+            signals: the waiting ends when a signal is added to it, at the first report of progress or later.
+
+        Raises:
+            RunError: no call succeeded for a long time, or a signal came.
+            Exception: of a call that failed `TRIES` times.
+        """
+        answers = self._answers = SimpleQueue()
+        self._flushing = True
+        self._wake.put(None)
+        self.submit(partial(answers.put, None))
+        began = reported = moved = time.monotonic()
+        succeeded = self._succeeded
+        while True:
+            with suppress(Empty):
+                error = answers.get(timeout=1.0)
+                if error is not None:
+                    raise error
+                return
+            now = time.monotonic()
+            if self._succeeded > succeeded:
+                succeeded, moved = self._succeeded, now
+            if now - moved > STALLED_SECONDS:
+                raise RunError(f"nothing arrived for {STALLED_SECONDS:.0f} s, {self._left()} calls are left")
+            if signals and now - began > PROGRESS_SECONDS:
+                raise RunError(f"interrupted, {self._left()} calls are left")
+            if now - reported > PROGRESS_SECONDS:
+                reported = now
+                print(f"tracking: the store is slow, {self._left()} calls are left; Ctrl-C ends this", file=sys.stderr)
+
+    def stop(self) -> None:
+        """End the thread after the call that it makes at the moment."""
+        self._stopped = True
+        self._wake.put(None)
+        self.submit(lambda: None)
+        self._thread.join(STOP_SECONDS)
+
+    def _left(self) -> int:
+        return self._calls.qsize() + len(self._failed)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            again = self._failed and (self._flushing or self._calls.empty())
+            call = self._failed.popleft() if again else self._calls.get()
+            error = None if self._stopped else self._attempt(call)
+            if error is None:
+                self._succeeded += 1
+                continue
+            if self._flushing:
+                self._failed.appendleft(call)
+                self._answers.put(error)
+            else:
+                self._failed.append(call)
+            with suppress(Empty):
+                self._wake.get(timeout=RETRY_SECONDS)
+
+    def _attempt(self, call: Callable[[], object]) -> Exception | None:
+        """Make a call, several times if `flush` waits for it; returns why it failed."""
+        for left in reversed(range(TRIES)):
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - whatever it is, a thread that died of it would lose the rest
+                if not self._flushing and _first_line(error) != self._complaint:
+                    self._complaint = _first_line(error)
+                    print(f"tracking: not sent, will be tried again: {self._complaint}", file=sys.stderr)
+                if not (left and self._flushing) or isinstance(error, RunError):
+                    return error
+                time.sleep(PAUSE_SECONDS)
+            else:
+                return None
+        raise AssertionError
+
+
 class RunLog:
-    """Records one run, in a folder of its own below `output` and in the store.
+    """Records one run, in its folder `home` and in the store.
 
     `record` has its metrics, `folder` takes the files that become artifacts, `checkpoints` what a run that died
     continues from. What the record has of a step stays, also when it is computed again: no row is ever doubled.
+    No call but `model`, `flush` and `close` waits for the store.
     """
 
-    def __init__(self, store: Store, run_id: str, output: Path) -> None:
+    def __init__(self, store: Store, run_id: str, home: Path) -> None:
         self.run_id = run_id
         self._store = store
-        home = output / f"run-{run_id[:8]}"  # nobody else's, whatever hydra.run.dir is
         self.folder, self.checkpoints = home / "artifacts", home / "checkpoints"
         self._client = mlflow.MlflowClient(store.uri)
         self.record = home / "metrics.jsonl"
         self._rows = _read_record(self.record)
         self._unwritten = b""  # rows of the record for which the disk had no room
-        self._unsent: list[Metric] = []
-        self._retry_at = 0.0
+        self._unsent: deque[tuple[int, str | None]] = deque()  # steps; the model that a row's metrics also belong to
+        self._tags: deque[Mapping[str, str]] = deque()
+        self._files: set[Path] = set()
+        self._sender = _Sender()
 
     @property
     def epochs(self) -> int:
         """How many the record has: none, when the run is new."""
         return max(self._rows, default=0)
 
-    def metrics(
-        self, step: int, metrics: Mapping[str, float], *, model_id: str | None = None, weights: str | None = None
-    ) -> None:
-        """Append metrics to the local record and send what is unsent.
+    def metrics(self, step: int, metrics: Mapping[str, float], *, weights: str | None = None) -> None:
+        """Append metrics to the local record and have them sent.
 
         Args:
             step: the epoch, from 1; 0 for what belongs to no epoch.
             metrics: names and values.
-            model_id: the logged model that they are also metrics of.
             weights: digest of the weights after the epoch, for the record alone: MLflow has numbers only.
         """
         if step not in self._rows:
             row = {"step": step, "time": time.time()} | ({"weights": weights} if weights is not None else {})
             self._rows[step] = row | {name: float(value) for name, value in metrics.items()}
             self._append(self._rows[step])
-        row = self._rows[step]
-        sent_as = int(row["time"] * 1000)  # the store knows a row that it already has by its time and value
-        self._unsent += [Metric(name, row[name], sent_as, step, model_id=model_id) for name in metrics]
-        if time.time() >= self._retry_at:
-            self._send()
+        self._unsent.append((step, None))
+        self._sender.submit(self._send_rows)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._unwritten += json.dumps(row).encode() + b"\n"
@@ -254,49 +362,84 @@ class RunLog:
         except OSError as error:  # a full disk is no reason to lose the training
             print(f"tracking: {self.record} not written: {_first_line(error)}", file=sys.stderr)
 
-    def _send(self) -> None:
-        try:
-            with _whole(self._store):
-                for first in range(0, len(self._unsent), 1000):  # what one call may carry
-                    self._client.log_batch(self.run_id, metrics=self._unsent[first : first + 1000])
-                self._unsent = []
-        except STORE_ERRORS as error:
-            self._retry_at = time.time() + RETRY_SECONDS
-            print(
-                f"tracking: not sent, will be tried again; kept in {self.record}: {_first_line(error)}",
-                file=sys.stderr,
-            )
+    def _send_rows(self) -> None:
+        """Send the oldest unsent rows, as many as one call may carry. The store never doubles a row that it has."""
+        metrics: list[Metric] = []
+        steps: set[int] = set()  # a row that is sent again, for its model, needs a call of its own
+        while len(steps) < len(self._unsent):
+            step, model_id = self._unsent[len(steps)]
+            row = self._rows[step]
+            names = row.keys() - {"step", "time", "weights"}
+            if step in steps or len(metrics) + len(names) > 1000:
+                break
+            sent_as = int(row["time"] * 1000)  # the store knows a row that it already has by its time and value
+            metrics += [Metric(name, row[name], sent_as, step, model_id=model_id) for name in sorted(names)]
+            steps.add(step)
+        if steps:
+            self._client.log_batch(self.run_id, metrics=metrics)
+        for _ in steps:
+            self._unsent.popleft()
 
     def dataset(self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Name the data under the run's Datasets; MLflow keeps 36 characters of the fingerprint, the tag keeps all."""
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
         context = InputTag("mlflow.data.context", "training")
-        with _whole(self._store):
-            self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
+        self._sender.submit(partial(self._client.log_inputs, self.run_id, [DatasetInput(data, [context])]))
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
-        with _whole(self._store):
-            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._tags.append(dict(tags))
+        self._sender.submit(self._send_tags)
+
+    def _send_tags(self) -> None:
+        while self._tags:
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in self._tags[0].items()])
+            self._tags.popleft()
 
     def upload(self) -> None:
-        """Send the files written into `folder` so far, and remove the local copies."""
-        self._client.log_artifacts(self.run_id, str(self.folder))
-        shutil.rmtree(self.folder)
-        self.folder.mkdir()
+        """Have the new files in `folder` sent. They stay there until the store has all of them."""
+        for path in sorted(set(self.folder.rglob("*")) - self._files):
+            if path.is_file():
+                self._files.add(path)
+                self._sender.submit(partial(self._send_file, path))
 
-    def model(
-        self, model: Any, example: np.ndarray, classes: int, requirements: list[str], scores: Mapping[str, float]
-    ) -> None:
-        """Log a Keras model with its scores as a servable MLflow model, and its SavedModel as artifact `saved_model`.
+    def _send_file(self, path: Path) -> None:
+        parent = path.parent.relative_to(self.folder).as_posix()
+        self._client.log_artifact(self.run_id, str(path), parent if parent != "." else None)
+
+    def _send_missing(self) -> None:
+        """Send the files again that the store lacks: its artifact folder may have been deleted in the meantime."""
+        for path in self._missing():
+            self._send_file(path)
+        if missing := self._missing():
+            names = ", ".join(path.relative_to(self.folder).as_posix() for path in missing)
+            raise RunError(f"{len(missing)} of {len(self._files)} files did not arrive: {names[:300]}")
+
+    def _missing(self) -> list[Path]:
+        """The files that the store does not have in full."""
+        sizes: dict[str, int | None] = {}  # None: the store does not tell
+        folders: list[str | None] = [None]
+        while folders:
+            for entry in self._client.list_artifacts(self.run_id, folders.pop()):
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    sizes[entry.path] = entry.file_size
+        found = ((path, sizes.get(path.relative_to(self.folder).as_posix(), -1)) for path in sorted(self._files))
+        return [path for path, size in found if size not in (None, path.stat().st_size)]
+
+    def model(self, model: Any, example: np.ndarray, classes: int, requirements: list[str]) -> None:
+        """Log a Keras model as a servable MLflow model with the metrics of step 0, its SavedModel as an artifact.
 
         Args:
             model: uint8 images in, float32 logits out.
             example: uint8 (n, height, width, channels), stored as the input example.
             classes: width of the logits.
             requirements: pip requirements of whoever serves it; inferring them would start a process for 10 s.
-            scores: metrics of the run and of its model.
+
+        Raises:
+            RunError: the store does not take it.
         """
         signature = ModelSignature(
             Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),  # a name would make a dict of it
@@ -308,34 +451,64 @@ class RunLog:
             mlflow.keras.save_model(model, path, save_exported_model=True, **settings)
             shutil.copytree(Path(path, "data", "model"), self.folder / "saved_model")
 
-        mlflow.set_experiment(experiment_id=self._client.get_run(self.run_id).info.experiment_id)
-        with _whole(self._store):
-            logged = Model.log(
-                artifact_path=None,
-                name="model",
-                flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
-                run_id=self.run_id,
-                signature=signature,
-                input_example=example,
-                pip_requirements=requirements,
-                validate_serving_input=False,  # it would load the model again; a test serves one
-            )
-        self.metrics(0, scores, model_id=logged.model_id)
+        try:
+            with _whole(self._store):
+                mlflow.set_experiment(experiment_id=self._client.get_run(self.run_id).info.experiment_id)
+                logged = Model.log(
+                    artifact_path=None,
+                    name="model",
+                    flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
+                    run_id=self.run_id,
+                    signature=signature,
+                    input_example=example,
+                    pip_requirements=requirements,
+                    validate_serving_input=False,  # it would load the model again; a test serves one
+                )
+        except STORE_ERRORS as error:
+            raise RunError(f"the model could not be stored: {_first_line(error)}{self.way_on()}") from error
+        self._unsent.append((0, logged.model_id))
+        self._sender.submit(self._send_rows)
 
-    def close(self, status: str) -> None:
+    def way_on(self) -> str:
+        """For an error message: how to finish a run that has been trained and evaluated."""
+        if 0 not in self._rows or not self.checkpoints.is_dir():
+            return ""
+        return "; the same command, or resume=" + self.run_id + ", finishes it without training again"
+
+    def flush(self) -> None:
+        """Wait until the store has all that was recorded, but the files that `upload` was not called for."""
+        self._sender.flush()
+
+    def close(self, status: str, signals: Sequence[int]) -> None:
         """End the run as FINISHED, FAILED or KILLED with all that is unsent; raises when the store does not take it."""
         if self.record.exists():
             shutil.copy2(self.record, self.folder)
         self.upload()
-        self._send()
-        if self._unsent:
-            raise RunError("metrics could not be sent")
-        self._client.set_terminated(self.run_id, status)
+        self._sender.submit(self._send_missing)
+        self._sender.submit(partial(self._end, status))
+        self._sender.flush(signals)
+        self._sender.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
         if status == "FINISHED":
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
+    def _end(self, status: str) -> None:
+        self._client.set_terminated(self.run_id, status)
+        path = Path(self._store.uri.removeprefix("sqlite:///"))
+        if not self._store.uri.startswith("sqlite:///"):
+            self._client.get_run(self.run_id)
+            return
+        try:  # MLflow's connections may be to a file that was deleted
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+                found = database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", [self.run_id]).fetchone()
+        except sqlite3.Error as error:
+            raise RunGone(f"{path} was deleted or replaced: {_first_line(error)}") from error
+        if found is None:
+            raise RunGone(f"{path} was deleted or replaced: it has no such run")
+
     def give_up(self, status: str) -> None:
         """End the run without what the store did not take."""
+        self._sender.stop()
         with suppress(*STORE_ERRORS):
             self._client.set_terminated(self.run_id, status)
 
@@ -375,7 +548,7 @@ def tracked_run(
                 run = client.create_run(store.experiment_id, tags=context, run_name=name)
             else:
                 _reopen(client, run, tags)
-        log = RunLog(store, run.info.run_id, Path(run.data.tags["output"]))
+        log = RunLog(store, run.info.run_id, _home(run))
         status = "FINISHED"
         try:
             shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
@@ -396,13 +569,16 @@ def tracked_run(
                 raise RunError(f"tracking.uri={store.uri} stopped working: {_first_line(error)}") from error
             raise
         finally:
-            _close(log, status, output)
+            _close(log, status)
             if lock is not None:
                 lock.release()
 
 
 def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[Run | None, BaseFileLock | None]:
-    """The run wanted, else the newest of this identity that was killed; with a lock that keeps others off it."""
+    """The run wanted, else the newest of this identity that was killed, or that failed after its evaluation.
+
+    With a lock that keeps others off it.
+    """
     client = mlflow.MlflowClient(store.uri)
     if isinstance(wanted, str):
         run = client.get_run(wanted)
@@ -410,17 +586,24 @@ def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[Run | N
             return run, _claim(client, run, identity)
         except RequestError as error:
             raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
-    query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status = 'KILLED'"
+    query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status != 'FINISHED'"
     for run in _search(store, query, newest_first=True):
-        with suppress(RequestError):
-            return run, _claim(client, run, identity)
+        status = run.info.status
+        if status == "KILLED" or (status == "FAILED" and 0 in _read_record(_home(run) / "metrics.jsonl")):
+            with suppress(RequestError):
+                return run, _claim(client, run, identity)
     return None, None
+
+
+def _home(run: Run) -> Path:
+    """Where the run's local record is: no other run uses this folder, whatever hydra.run.dir is."""
+    return Path(run.data.tags["output"]) / f"run-{run.info.run_id[:8]}"
 
 
 def _claim(client: mlflow.MlflowClient, run: Run, identity: str) -> BaseFileLock:
     if run.data.tags.get("identity") != identity:
         raise RequestError("it was made by other code, versions, data, threads or device than these")
-    home = Path(run.data.tags["output"]) / f"run-{run.info.run_id[:8]}"
+    home = _home(run)
     if not home.is_dir():
         raise RequestError(f"its record {home} is not on this machine")
     lock = FileLock(home / "lock", timeout=0)
@@ -479,19 +662,20 @@ def _context(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: redact(text) for key, text in found.items()}
 
 
-def _close(log: RunLog, status: str, output: Path) -> None:
+def _close(log: RunLog, status: str) -> None:
     try:
-        with undisturbed():
+        with undisturbed() as signals:
             try:
-                log.close(status)
+                log.close(status, signals)
             except BaseException:
-                log.give_up("FAILED" if status == "FINISHED" else status)
+                log.give_up("KILLED" if signals else "FAILED" if status == "FINISHED" else status)
                 raise
     except (*STORE_ERRORS, RunError) as error:
-        message = f"the tracking store did not take the end of run {log.run_id}: its record is in {output}"
+        message = f"the tracking store did not take the end of run {log.run_id}: its record is in {log.record.parent}"
         if status == "FINISHED":
-            raise RunError(f"{message}: {_first_line(error)}") from error
-        print(message, file=sys.stderr)  # what ended the run matters more
+            way_on = "" if isinstance(error, RunGone) else log.way_on()
+            raise RunError(f"{message}: {_first_line(error)}{way_on}") from error
+        print(f"{message}: {_first_line(error)}", file=sys.stderr)  # what ended the run matters more
 
 
 def open_sweep(store: Store, sweep: str, command: str, jobs: int) -> None:
