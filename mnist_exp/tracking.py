@@ -256,11 +256,11 @@ class _Sender:
                 succeeded, moved = self._succeeded, now
             if now - moved > STALLED_SECONDS:
                 raise RunError(f"nothing arrived for {STALLED_SECONDS:.0f} s, {self._left()} calls are left")
-            if signals and now - began > PROGRESS_SECONDS:
-                raise RunError(f"interrupted, {self._left()} calls are left")
             if now - reported > PROGRESS_SECONDS:
                 reported = now
                 print(f"tracking: the store is slow, {self._left()} calls are left; Ctrl-C ends this", file=sys.stderr)
+            if signals and now - began > PROGRESS_SECONDS:
+                raise RunError(f"interrupted, {self._left()} calls are left")
 
     def stop(self) -> None:
         """End the thread after the call that it makes at the moment."""

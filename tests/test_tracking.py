@@ -1,15 +1,23 @@
 """What the store is told, and what it must not be."""
 
 import json
+import os
 import resource
+import shutil
 import signal
+import sqlite3
+import threading
+import time
 from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from mnist_exp import tracking
+from mnist_exp import RunError, tracking
+from tests.conftest import drive, runs
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,8 @@ def test_no_password_of_a_repository_is_recorded(address, kept, monkeypatch):
 
 @pytest.fixture
 def store(tmp_path, with_store, monkeypatch):
-    uri = f"sqlite:///{with_store(tmp_path) / 'mlflow.db'}"
+    monkeypatch.chdir(with_store(tmp_path))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which MLflow sets, and here it is unset again
     return tracking.open_store(uri, "mnist_exp")
 
@@ -101,19 +110,18 @@ def test_a_full_disk_leaves_no_half_row_and_the_row_follows_when_there_is_room(s
 def _log_a_row(store, output):
     with tracking.tracked_run(store, "r", {}, {"identity": "1", "kind": "run"}, output) as log:
         log.metrics(1, {"loss": 0.5})
+        time.sleep(20)  # another thread writes
         raise AssertionError("not interrupted")
 
 
-def test_ctrl_c_does_not_cut_through_a_transaction(tmp_path, monkeypatch):
+def test_ctrl_c_does_not_cut_through_a_transaction(store, tmp_path):
     """What is left of one that was cut may lock the database, until this process ends, against closing the run."""
-    monkeypatch.chdir(tmp_path)
-    store = tracking.open_store(None, "x")
     happened = []
 
     def interrupt(connection, cursor, statement, *_):
         if statement.startswith("INSERT INTO metrics") and not happened:
             happened.append("interrupted")
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
     def commit(connection):
         if happened:
@@ -130,3 +138,278 @@ def test_ctrl_c_does_not_cut_through_a_transaction(tmp_path, monkeypatch):
     assert happened[:2] == ["interrupted", "committed"]
     run = tracking.find_run(store.uri, "r")
     assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 0.5})
+
+
+def _run(store, resume=False):
+    return tracking.tracked_run(store, "r", {}, {"identity": "1", "kind": "run"}, Path("out"), resume)
+
+
+def _stored(store):
+    """Status of the only run, its rows as (name, step, value), and its files."""
+    run = tracking.find_run(store.uri, "r")
+    client = tracking.mlflow.MlflowClient(store.uri)
+    rows = [
+        (name, point.step, point.value)
+        for name in run.data.metrics
+        for point in client.get_metric_history(run.info.run_id, name)
+    ]
+    files = {path.name for path in Path("mlruns").glob(f"*/{run.info.run_id}/artifacts/*")}
+    return run.info.status, sorted(rows), files
+
+
+def _fail(*_, **__):
+    raise tracking.MlflowException("out of order")
+
+
+def test_training_does_not_wait_for_the_store(store, monkeypatch):
+    trained, client = threading.Event(), tracking.mlflow.MlflowClient
+
+    def slow(method):
+        def call(*given, **more):
+            assert trained.wait(20), "the training waits for this call"
+            return method(*given, **more)
+
+        return call
+
+    with _run(store) as log:
+        for name in ("log_batch", "log_inputs", "log_artifact", "log_artifacts", "set_tag"):
+            monkeypatch.setattr(client, name, slow(getattr(client, name)))
+        (log.folder / "config.yaml").write_text("a: 1")
+        log.dataset("digits", "x", "0" * 64, {"train": (1,)})
+        log.tags({"execution": "keras"})
+        log.upload()
+        for epoch in range(1, 31):
+            log.metrics(epoch, {"loss": 1 / epoch})
+        trained.set()
+    assert _stored(store) == (
+        "FINISHED",
+        [("loss", epoch, 1 / epoch) for epoch in range(1, 31)],
+        {"config.yaml", "metrics.jsonl"},
+    )
+    run = tracking.find_run(store.uri, "r")
+    assert run.data.tags["execution"] == "keras"
+    assert [found.dataset.name for found in run.inputs.dataset_inputs] == ["digits"]
+
+
+def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    client, sent = tracking.mlflow.MlflowClient, []
+    log_batch = client.log_batch
+
+    def lossy(self, run_id, metrics=(), **more):
+        log_batch(self, run_id, metrics=metrics, **more)
+        sent.append([metric.step for metric in metrics])
+        if len(sent) % 2:
+            raise tracking.MlflowException("the answer is lost")
+
+    with _run(store) as log:
+        monkeypatch.setattr(client, "log_batch", lossy)
+        for epoch in range(1, 21):
+            log.metrics(epoch, {"loss": float(epoch)})
+    assert _stored(store)[:2] == ("FINISHED", [("loss", epoch, float(epoch)) for epoch in range(1, 21)])
+    firsts = [steps[0] for steps in sent if steps]
+    assert firsts == sorted(firsts)
+
+
+def test_files_that_are_refused_do_not_hold_up_the_metrics(store, monkeypatch):
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    client, arrived = tracking.mlflow.MlflowClient, threading.Event()
+    log_batch = client.log_batch
+
+    def tell(*given, **more):
+        log_batch(*given, **more)
+        arrived.set()
+
+    def train():
+        with _run(store) as log:
+            for name in ("log_artifact", "log_artifacts"):
+                monkeypatch.setattr(client, name, _fail)
+            monkeypatch.setattr(client, "log_batch", tell)
+            (log.folder / "config.yaml").write_text("a: 1")
+            log.upload()
+            log.metrics(1, {"loss": 0.5})
+            assert arrived.wait(20)
+
+    with pytest.raises(RunError, match="out of order"):
+        train()
+    assert _stored(store) == ("FAILED", [("loss", 1, 0.5)], set())
+
+
+def _train(store, resume=False, scores=True):
+    """As `run_experiment` does it; returns the run's id."""
+    with _run(store, resume) as log:
+        log.checkpoints.mkdir(exist_ok=True)
+        log.metrics(1, {"loss": 0.5})
+        if scores:
+            log.metrics(0, {"test_accuracy": 0.9})
+        (log.folder / "curves.png").write_text("a picture")
+        assert not (resume and log.epochs == 0), "it began anew"
+    return log.run_id
+
+
+def test_a_run_that_only_the_store_refused_is_finished_by_the_same_command(store, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    with monkeypatch.context() as broken:
+        for name in ("log_artifact", "log_artifacts"):
+            broken.setattr(tracking.mlflow.MlflowClient, name, _fail)
+        with pytest.raises(
+            RunError, match=r"record is in .*out/run-\w{8}: .*the same command, or resume=\w{32}"
+        ) as failed:
+            _train(store)
+    assert _stored(store)[0] == "FAILED"
+    assert "\n" not in str(failed.value)
+    (checkpoints,) = Path("out").glob("run-*/checkpoints")
+    assert _train(store, resume=True) in str(failed.value)
+    assert _stored(store) == (
+        "FINISHED",
+        [("loss", 1, 0.5), ("test_accuracy", 0, 0.9)],
+        {"curves.png", "metrics.jsonl"},
+    )
+    assert not checkpoints.exists()
+
+
+def test_a_run_that_failed_before_its_evaluation_is_not_continued(store):
+    logs = []
+
+    def train(resume):
+        with _run(store, resume) as log:
+            logs.append(log)
+            log.metrics(1, {"loss": 0.5})
+            raise ZeroDivisionError
+
+    for resume in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            train(resume)
+    assert logs[0].run_id != logs[1].run_id
+
+
+def test_files_arrive_although_the_artifact_folder_was_deleted_meanwhile(store):
+    with _run(store) as log:
+        (log.folder / "config.yaml").write_text("a: 1")
+        log.upload()
+        while not list(Path("mlruns").rglob("config.yaml")):
+            time.sleep(0.01)
+        shutil.rmtree("mlruns")
+        (log.folder / "curves.png").write_text("a picture")
+    assert _stored(store) == ("FINISHED", [], {"config.yaml", "curves.png"})
+
+
+def test_files_that_do_not_arrive_are_counted_and_named(store, monkeypatch):
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    method = tracking.mlflow.MlflowClient.log_artifact
+
+    def forgetful(self, run_id, path, folder=None):
+        if not path.endswith("curves.png"):
+            method(self, run_id, path, folder)
+
+    monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifact", forgetful)
+    with pytest.raises(RunError, match=r"1 of 2 files did not arrive: curves\.png; the same command"):
+        _train(store)
+    assert _stored(store)[0] == "FAILED"
+
+
+def test_a_database_that_was_deleted_meanwhile_is_noticed(store):
+    def train():
+        with _run(store) as log:
+            log.metrics(1, {"loss": 0.5})
+            for path in Path().glob("mlflow.db*"):
+                path.unlink()
+
+    with pytest.raises(RunError, match=r"record is in .*out/run-\w{8}: .*mlflow\.db was deleted or replaced") as failed:
+        train()
+    assert "resume" not in str(failed.value)
+    assert "\n" not in str(failed.value)
+    assert len(list(Path("out").glob("run-*/artifacts/metrics.jsonl"))) == 1
+
+
+def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "STOP_SECONDS", 0.0)
+    ended, method = threading.Event(), tracking.mlflow.MlflowClient.log_artifact
+
+    def hang(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.wait(20)
+        method(*given)
+
+    def train():
+        with _run(store) as log:
+            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifact", hang)
+            log.metrics(1, {"loss": 0.5})
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    ended.set()
+    for thread in threading.enumerate():
+        if thread.name == "sender":
+            thread.join(20)
+    assert _stored(store)[0] == "KILLED"  # what was left is not done later
+    assert "calls are left" in capsys.readouterr().err
+
+
+def test_the_end_does_not_wait_for_ever(store, monkeypatch):
+    monkeypatch.setattr(tracking, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "STOP_SECONDS", 0.0)
+    ended = threading.Event()
+
+    def train():
+        with _run(store) as log:
+            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifact", lambda *_: ended.wait(20))
+            log.metrics(1, {"loss": 0.5})
+
+    with pytest.raises(RunError, match="nothing arrived for 0 s, 3 calls are left"):
+        train()
+    ended.set()
+    assert _stored(store)[:2] == ("FAILED", [("loss", 1, 0.5)])
+
+
+def test_many_runs_leave_no_thread_and_no_open_file(store):
+    left = []
+    for _ in range(6):
+        _train(store)
+        left.append((threading.active_count(), psutil.Process().num_fds()))
+    assert left[-1] == left[1]
+
+
+LOST = """
+import json, sys
+from hydra.core.global_hydra import GlobalHydra
+from mnist_exp import checkpoint, tracking, train
+
+saved, save, log = [], checkpoint.save, tracking.Model.log
+checkpoint.save = lambda *given: (saved.append(1), save(*given))
+
+def lost(*given, **more):
+    log(*given, **more)
+    raise tracking.MlflowException("the answer is lost")
+
+sys.argv = ["train", *json.load(sys.stdin)]
+for tracking.Model.log in (lost, log):
+    GlobalHydra.instance().clear()
+    saved.clear()
+    try:
+        train.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    print("exit", code, "after", len(saved), "epochs", flush=True)
+"""
+
+
+def test_an_answer_that_is_lost_at_the_end_costs_neither_scores_nor_training(tmp_path, with_store):
+    given = ["name=r", "data=digits", "model=linear", "trainer.epochs=2"]
+    out = drive(with_store(tmp_path), LOST, given, 120).splitlines()
+    scores = [line.split("  ")[:3] for line in out if "test_accuracy" in line]
+    assert scores == [scores[0]] * 2
+    assert [line for line in out if line.startswith("exit")] == ["exit 1 after 2 epochs", "exit 0 after 0 epochs"]
+    assert runs(tmp_path) == {"r-s0": "FINISHED"}
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        twice = "SELECT key, step FROM metrics GROUP BY 1, 2 HAVING COUNT(*) > 1"
+        assert database.execute(twice).fetchall() == []
+        kept = "SELECT value FROM metrics WHERE key = 'test_accuracy'"
+        ((accuracy,),) = database.execute(kept).fetchall()
+        models = "SELECT COUNT(*) FROM logged_models WHERE lifecycle_stage = 'active'"
+        assert database.execute(models).fetchone() == (1,)
+    database.close()
+    assert scores[0][2] == f"test_accuracy {accuracy:.2%}"
