@@ -210,8 +210,9 @@ class RunGone(RunError):
 class _Sender:
     """Makes the store calls of one run, in a thread of its own, so that training never waits for a store.
 
-    Python raises signals in the main thread only, so that none cuts a transaction. Both sides share C queues: Ctrl-C
-    could leave a lock of `threading` locked. A call that fails is made again, after all others while the run trains.
+    Python raises signals in the main thread only, so that none cuts a transaction. The threads share `SimpleQueue`s,
+    because Ctrl-C could leave a `threading` lock locked. A call that fails is repeated; while the run trains, the other
+    calls go first. The thread ends with the run, so that no later fork meets it.
     """
 
     def __init__(self) -> None:
@@ -296,7 +297,7 @@ class _Sender:
             except Exception as error:  # noqa: BLE001 - whatever it is, a thread that died of it would lose the rest
                 if not self._flushing and _first_line(error) != self._complaint:
                     self._complaint = _first_line(error)
-                    print(f"tracking: not sent, will be tried again: {self._complaint}", file=sys.stderr)
+                    print(f"tracking: not sent yet, the local record has it: {self._complaint}", file=sys.stderr)
                 if not (left and self._flushing) or isinstance(error, RunError):
                     return error
                 time.sleep(PAUSE_SECONDS)
@@ -339,12 +340,13 @@ class RunLog:
             metrics: names and values.
             weights: digest of the weights after the epoch, for the record alone: MLflow has numbers only.
         """
-        if step not in self._rows:
-            row = {"step": step, "time": time.time()} | ({"weights": weights} if weights is not None else {})
-            self._rows[step] = row | {name: float(value) for name, value in metrics.items()}
-            self._append(self._rows[step])
-        self._unsent.append((step, None))
-        self._sender.submit(self._send_rows)
+        with undisturbed():  # a row is in the record and handed over, or neither
+            if step not in self._rows:
+                row = {"step": step, "time": time.time()} | ({"weights": weights} if weights is not None else {})
+                self._rows[step] = row | {name: float(value) for name, value in metrics.items()}
+                self._append(self._rows[step])
+            self._unsent.append((step, None))
+            self._sender.submit(self._send_rows)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._unwritten += json.dumps(row).encode() + b"\n"
@@ -389,8 +391,9 @@ class RunLog:
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
-        self._tags.append(dict(tags))
-        self._sender.submit(self._send_tags)
+        with undisturbed():
+            self._tags.append(dict(tags))
+            self._sender.submit(self._send_tags)
 
     def _send_tags(self) -> None:
         while self._tags:
