@@ -92,8 +92,8 @@ class Config:
     experiment: str | None = None  # the preset's name
     name: str = "${hydra:runtime.choices.model}-${hydra:runtime.choices.optimizer}"
     seed: int = 0
-    resume: str | None = None  # id of a run to continue
-    init_from: str | None = None  # id of a finished run whose weights to begin with
+    resume: str | None = None  # a run to continue
+    init_from: str | None = None  # a finished run whose weights to begin with; `run` gets its id
     model: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
@@ -142,10 +142,9 @@ _POSITIVE = _number("above 0", lambda v: 0 < v < float("inf"))
 _NOT_NEGATIVE = _number("of at least 0", lambda v: 0 <= v < float("inf"))
 _SHARE = _number("from 0 to 1", lambda v: 0 <= v <= 1)
 _SHARE_BELOW_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
-_NAME = Rule(
+_TEXT = Rule(
     "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
 )
-_RUN = Rule("a run id, 32 hex digits", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{32}", v) is not None)
 # fmt: off
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid",
                "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "squareplus", "linear")
@@ -157,11 +156,11 @@ OBJECTIVES = ("final_val_accuracy", "final_val_loss", "fit_seconds", "parameters
 # A key's name means the same wherever it stands, so its rule is stated once, for a user's own options too.
 RULES: dict[str, Rule] = {
     "seed": _integer(0, 2**31 - 1),
-    "name": _NAME,
-    "tracking.experiment": _NAME,
-    "tracking.uri": _optional(_NAME),
-    "resume": _optional(_RUN),
-    "init_from": _optional(_RUN),
+    "name": _TEXT,
+    "tracking.experiment": _TEXT,
+    "tracking.uri": _optional(_TEXT),
+    "resume": _optional(_TEXT),
+    "init_from": _optional(_TEXT),
     "sweep.on_error": _choice("continue", "stop"),
     "sweep.retries": _integer(0),
     "sweep.preflight": _choice("first", "only"),
@@ -229,6 +228,9 @@ STAND_INS: dict[str, str | None] = {
     "trainer.devices": "device",  # auto means whatever the machine has
     "data.path": "data",  # the fingerprint: equal images are equal wherever they lie
 }
+
+# Names of runs and experiments: whoever makes a file of one must not leave a folder by it.
+NAMES = ("name", "experiment", "resume", "init_from", "tracking.experiment")
 
 # What `run` hands to a builder before the config's own keys.
 FACTS = {
@@ -314,6 +316,8 @@ def _mistakes(config: Config) -> Iterator[str]:
         rule = _rule(key)
         if rule is not None and not rule.holds(value):
             yield f"{key} must be {rule.says}, got {value!r}"
+        elif key in NAMES and ".." in re.split(r"[/\\]", str(value)):
+            yield f"{key} must be a name, not a path, got {value!r}"
     if isinstance(config.data, dict) and config.data.get("validation") is not None:
         try:
             check_validation(config.data["validation"])

@@ -11,7 +11,7 @@ from mnist_exp import charts, data, metrics, plots, predictions, stats, tracking
 from mnist_exp.charts import Point
 from mnist_exp.leaderboard import Row, Table, briefly, short_names, told
 from mnist_exp.predictions import Predictions
-from mnist_exp.report import Picture
+from mnist_exp.report import Picture, Text
 
 MAX_LINES, MAX_SEEDS = 6, 10  # of each chart; every line is read from the store
 MAX_IMAGES = 20
@@ -22,8 +22,12 @@ SOURCES: dict[str, Callable[..., data.Dataset]] = {
 }
 
 
-def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture]:
-    """Learning curves, scores against settings and costs, and what the predictions of the best rows tell."""
+def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
+    """Learning curves, scores against settings and costs, and what the predictions of the best rows tell, or why not.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
     noise = stats.pooled_std([list(row.scores(metric).values()) for row in table.rows])
     best = dict(zip(briefly(table, table.rows[:MAX_LINES]), table.rows, strict=False))
     yield from _curves(uri, best, metric, noise)
@@ -34,6 +38,11 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture]:
     if said:
         yield from _calibration(said)
         yield from _images(table, said)
+    else:
+        place = tracking.place_of_artifacts(uri, next(iter(table.rows[0].runs.values())).run_id)
+        yield Text(
+            f"No pictures of predictions: no {predictions.FILE} could be read, the first was looked for in {place}."
+        )
 
 
 def _picture(figure: plots.Figure, caption: str, *, on_white: bool = False) -> Picture:
@@ -144,12 +153,13 @@ def _calibration(said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
         yield _picture(charts.reliability(curves), caption)
 
 
-def _images(table: Table, said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
+def _images(table: Table, said: Mapping[str, list[Predictions]]) -> Iterator[Picture | Text]:
     runs = [run for found in said.values() for run in found]
     if any(run.labels.shape != runs[0].labels.shape or (run.labels != runs[0].labels).any() for run in runs):
         return
     images = _test_images(table, runs[0].labels)
     if images is None:
+        yield Text("No pictures of the test images: the data that these runs were tested on are not at hand.")
         return
     labels = runs[0].labels
     places, share = predictions.hardest(runs, MAX_IMAGES)

@@ -57,7 +57,7 @@ class Compared(NamedTuple):
     verdicts: list[Verdict]
     axis: str
     along: list[Verdict]
-    pictures: list[Picture]
+    pictures: list[Picture | Text]
 
 
 def examine(board: Board, axis: str | None, top: int, right: significance.Right) -> list[Compared]:

@@ -152,7 +152,10 @@ def _from_store(run: str, uri: str | None) -> Record:
     found = tracking.find_run(uri, run)
     files = tracking.read_files(uri, found.info.run_id, [*(FILES.keys() - {"weights.npz"}), modules.FOLDER])
     if "config.yaml" not in files:
-        raise RecordError(f"run {found.info.run_id} has no config.yaml: it trained nothing, or was not recorded here")
+        place = tracking.place_of_artifacts(uri, found.info.run_id)
+        raise RecordError(
+            f"run {found.info.run_id} has no config.yaml: it trained nothing, or its artifacts are not in {place}"
+        )
     tags = {key: value for key, value in found.data.tags.items() if not key.startswith("mlflow.")}
     return Record(f"run {found.info.run_id}", found.info.run_id, found.info.run_name, files, tags)
 
@@ -263,7 +266,8 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     from mnist_exp import tracking
 
     if config.init_from is not None:
-        tracking.find_run(uri, config.init_from)  # it is needed, and missing in the store of whoever has a capsule
+        # It is needed, and missing in the store of whoever has a capsule.
+        config.init_from = tracking.find_finished(uri, config.init_from)
     store = tracking.open_store(uri, config.tracking.experiment)
     warn_unrecorded([config])
     import_tensorflow()

@@ -1,6 +1,7 @@
 """One experiment, from a checked config to a finished run in the tracking store, top to bottom."""
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ def run_experiment(
     own = user_code(targets(config))
     facts = provenance.facts(PACKAGE, own, dataset.fingerprint, threads, devices.describe(strategy))
     code = provenance.own_code(PACKAGE)
-    tags = {"overrides": " ".join(overrides), **_tags(config, dataset, facts, code), **tags}
+    tags = {"overrides": shlex.join(overrides), **_tags(config, dataset, facts, code), **tags}
     resume = config.resume or settings.checkpoint
     with tracked_run(store, name, params(config), tags, output, resume) as log, witness(log) as watch:
         if log.epochs:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -95,6 +96,9 @@ class SweepCallback(Callback):
 
             first = jobs[0].config
             store = tracking.open_store(first.tracking.uri, first.tracking.experiment)
+            for job in jobs:
+                if job.config.init_from is not None:
+                    job.config.init_from = tracking.find_finished(store.uri, job.config.init_from)
             tracking.end_dead_runs(store)
             what = "ends of the space" if searched else "runs"
             prepare(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
@@ -218,7 +222,7 @@ def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = froze
 
     sweep = Sweep(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", store, jobs, searched)
     with tracking.undisturbed():
-        tracking.open_sweep(store, sweep.id, " ".join(sys.argv[1:]), len(jobs))
+        tracking.open_sweep(store, sweep.id, shlex.join(sys.argv[1:]), len(jobs))
         _open.append(sweep)
     return sweep
 
@@ -343,7 +347,10 @@ def job_failed(sweep: DictConfig, tracked: DictConfig) -> None:
     if sweep.on_error == "stop":
         from mnist_exp import tracking
 
-        tracking.stop_sweep(tracking.open_store(tracked.uri, tracked.experiment), sweep.id)
+        try:
+            tracking.stop_sweep(tracking.open_store(tracked.uri, tracked.experiment), sweep.id)
+        except RequestError as error:
+            terminal.complain(f"the other jobs are not stopped: {error}")
 
 
 def warn_unrecorded(configs: Sequence[Config]) -> None:
@@ -466,7 +473,8 @@ def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
         try:
             return _summarize(sweep, status, extra)
         except BaseException:
-            tracking.end_sweep(sweep.store, sweep.id, "FAILED" if status == "FINISHED" else status)
+            with suppress(tracking.StoreError):  # what went wrong before matters more
+                tracking.end_sweep(sweep.store, sweep.id, "FAILED" if status == "FINISHED" else status)
             raise
 
 
@@ -489,7 +497,7 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
     best = last[rows[0].job] if rows and rows[0].status in DONE else None
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), rows, redact(f"`{' '.join(sys.argv[1:])}`\n\n{note}"))
+        _write(Path(folder), rows, redact(f"`{shlex.join(sys.argv[1:])}`\n\n{note}"))
         if extra is not None and extra.is_dir():
             shutil.copytree(extra, folder, dirs_exist_ok=True)
         tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder), note)
@@ -502,7 +510,7 @@ def _row(sweep: Sweep, number: int, run: Any) -> terminal.Row:
     job = sweep.jobs[number]
     if run is None:
         return terminal.Row(number, job.name, "NOT RUN", job.swept, None, None, None, "")
-    given = run.data.tags.get("overrides", "").split() if sweep.searched else []
+    given = _overrides(run.data.tags.get("overrides", "")) if sweep.searched else []
     trained = run.data.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
     return terminal.Row(
         job=number,
@@ -514,6 +522,14 @@ def _row(sweep: Sweep, number: int, run: Any) -> terminal.Row:
         seconds=run.data.metrics.get("fit_seconds"),
         run_id=run.info.run_id,
     )
+
+
+def _overrides(tag: str) -> list[str]:
+    """The overrides that a run's tag tells; earlier versions wrote them with bare spaces between them."""
+    try:
+        return shlex.split(tag)
+    except ValueError:  # a quotation mark of a value
+        return tag.split()
 
 
 def _rank(row: terminal.Row) -> tuple[int, float]:

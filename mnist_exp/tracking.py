@@ -4,13 +4,16 @@ A run is recorded locally first (`metrics.jsonl` and the artifacts in the run's 
 sends the record to the store, so that a store which is slow or gone costs neither the training nor its results.
 """
 
+import atexit
 import errno
+import functools
 import gc
 import json
 import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -41,13 +44,17 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact import artifact_repository_registry
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from mnist_exp import RequestError, RunError
+from mnist_exp import RequestError, RunError, database
+from mnist_exp.database import StoreError
 from mnist_exp.provenance import is_gone, is_here, process
 from mnist_exp.redact import redact
 
@@ -58,13 +65,21 @@ TRIES, PAUSE_SECONDS = 3, 1.0  # of a call that fails while the end of the run w
 PROGRESS_SECONDS = 10.0
 STALLED_SECONDS = 300.0  # the end of a run waits as long as calls succeed; one large file may take minutes
 STOP_SECONDS = 10.0
-LOCK_SECONDS = 60.0
 # What a store raises that is gone, full or not one; ImportError: the driver of a database is not installed.
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 
 
-class StoreError(RequestError):
-    """The tracking store cannot be used."""
+class _Artifacts(LocalArtifactRepository):
+    """A folder of artifacts that is also found when it was moved together with the database."""
+
+    def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
+        path = database.file_of(tracking_uri or "")
+        here = artifact_uri if path is None else database.lies_at(artifact_uri, path)
+        super().__init__(here, tracking_uri, registry_uri)
+
+
+for _scheme in ("", "file"):
+    artifact_repository_registry._artifact_repository_registry.register(_scheme, _Artifacts)
 
 
 class Store(NamedTuple):
@@ -84,8 +99,8 @@ class Store(NamedTuple):
         """What opens the MLflow UI on this store."""
         if self.is_server:
             return f"open {redact(self.uri)}"
-        default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-        return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {redact(self.uri)}")
+        default = database.uri_of(Path.cwd() / "mlflow.db")
+        return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {shlex.quote(redact(self.uri))}")
 
     def ui_link(self, sweep: str) -> str:
         """The charts of a sweep's runs in the UI; without `workflowType` it opens in a mode that hides them."""
@@ -111,36 +126,118 @@ def open_store(uri: str | None, experiment: str) -> Store:
         StoreError: the store cannot be reached, read or written, or the experiment was deleted.
     """
     uri = _resolved(uri)
+    path = database.file_of(uri)
     mlflow.set_tracking_uri(uri)
-    with _using(uri), _creation_lock(uri):
-        found = mlflow.get_experiment_by_name(experiment)
-        if found is None:
-            return Store(uri, experiment, mlflow.create_experiment(experiment))
-    if found.lifecycle_stage != "active":
-        raise StoreError(
-            f"tracking.experiment={experiment} was deleted in MLflow; restore it with "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id}` or choose another name"
-        )
+    with _using(uri), nullcontext() if path is None else database.locked(path):
+        if path is not None and not (path.exists() and database.is_made(uri, _schema())):
+            _make(path)
+        found = mlflow.get_experiment_by_name(experiment) or _create_experiment(uri, experiment)
+        if found.lifecycle_stage != "active":
+            raise StoreError(
+                f"tracking.experiment={experiment} was deleted in MLflow; restore it with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}` or choose another name"
+            )
+        if path is not None:
+            _settle(found, path)
+            _close_at_exit(uri)
     return Store(uri, experiment, found.experiment_id)
 
 
 def _resolved(uri: str | None) -> str:
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+    return database.resolved(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
+@functools.cache
+def _schema() -> str:
+    """The version of its tables that the installed MLflow wants."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+def _make(path: Path) -> None:
+    """Have MLflow make its database, whole or not at all."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with undisturbed(), database.replacing(path) as new:
+        SqlAlchemyStore(database.uri_of(new), str(path.parent / database.ARTIFACTS)).engine.dispose()
+
+
+def _create_experiment(uri: str, name: str) -> Experiment:
+    """Create an experiment whose artifacts lie beside its database, not wherever this process started."""
+    path, client = database.file_of(uri), mlflow.MlflowClient(uri)
+    try:
+        if path is None:
+            client.create_experiment(name)
+        else:
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            SqlAlchemyStore(uri, str(path.parent / database.ARTIFACTS)).create_experiment(name)
+    except MlflowException:
+        if client.get_experiment_by_name(name) is None:  # else another process has just created it
+            raise
+    return client.get_experiment_by_name(name)
+
+
+def _settle(experiment: Experiment, path: Path) -> None:
+    """Have new runs keep their artifacts beside a database that was moved; say where they go if that is elsewhere."""
+    location = experiment.artifact_location
+    here = database.lies_at(location, path)
+    if here != location:
+        database.set_location(path, experiment.experiment_id, here)
+        _say(
+            f"{path} was moved here: artifacts go to {here} from now on, not to {location}; "
+            "`python -m mnist_exp.relocate` has MLflow's UI find those of earlier runs too"
+        )
+    elif database.is_outside(location, path):
+        _say(f"artifacts go to {location}, which is not beside {path}")
+
+
+@functools.cache
+def _close_at_exit(uri: str) -> None:
+    """Have the last process that leaves a database put all that was written into its one file."""
+    atexit.register(_get_store(uri).engine.dispose)
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Say it once, however often a process opens the store."""
+    print(f"tracking: {text}", file=sys.stderr, flush=True)
+
+
+def relocate(uri: str | None) -> tuple[Path, int]:
+    """Have a store that was moved say where its artifacts are now; returns its file and how many runs said otherwise.
+
+    Raises:
+        StoreError: it is not kept in a file, or that cannot be written.
+    """
+    uri = existing(uri)
+    path = database.file_of(uri)
+    if path is None:
+        raise StoreError(f"tracking.uri={uri} is no SQLite file: only a store in a file can have been moved")
+    with _using(uri), undisturbed():
+        return path, database.relocate(path)
 
 
 def existing(uri: str | None) -> str:
     """The URI of a store to be read.
 
     Raises:
-        StoreError: its database does not exist; MLflow would make one.
+        StoreError: its database does not exist, or is not whole; MLflow would make one.
     """
     uri = _resolved(uri)
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
-        raise StoreError(f"tracking.uri={uri} cannot be used: there is no file {path}")
+    path = database.file_of(uri)
+    if path is not None:
+        with _using(uri):
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no file {path}")
+            if not database.is_made(uri, _schema()):
+                raise StoreError(f"tracking.uri={uri} cannot be used: {path} is empty")
     return uri
+
+
+def _reader(uri: str) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(database.reading(uri))
 
 
 @contextmanager
@@ -179,28 +276,6 @@ def _whole(store: Store) -> AbstractContextManager[object]:
     A server's transactions are its own, and waiting for one that is gone must be interruptible.
     """
     return nullcontext() if store.is_server else undisturbed()
-
-
-@contextmanager
-def _creation_lock(uri: str) -> Iterator[None]:
-    """Of processes that create the same SQLite database at once MLflow lets all but one fail: let one do it.
-
-    What SQLite refuses it refuses here at once; MLflow would try for minutes.
-    """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist")
-    lock = path.with_name(f"{path.name}.lock")
-    lock.touch()  # where it cannot be made, FileLock would wait for it
-    with FileLock(lock, timeout=LOCK_SECONDS):
-        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database:
-            database.execute("PRAGMA journal_mode=WAL")  # persists; many then write without waiting for readers
-            database.execute("BEGIN IMMEDIATE")
-            database.rollback()
-        yield
 
 
 class RunGone(RunError):
@@ -387,7 +462,14 @@ class RunLog:
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
         context = InputTag("mlflow.data.context", "training")
-        self._sender.submit(partial(self._client.log_inputs, self.run_id, [DatasetInput(data, [context])]))
+
+        def log() -> None:
+            try:
+                self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
+            except MlflowException:  # another run may have added the same data set between MLflow's look and its write
+                self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
+
+        self._sender.submit(log)
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
@@ -497,13 +579,13 @@ class RunLog:
 
     def _end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
-        path = Path(self._store.uri.removeprefix("sqlite:///"))
-        if not self._store.uri.startswith("sqlite:///"):
+        path = database.file_of(self._store.uri)
+        if path is None:
             self._client.get_run(self.run_id)
             return
         try:  # MLflow's connections may be to a file that was deleted
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-                found = database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", [self.run_id]).fetchone()
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+                found = connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", [self.run_id]).fetchone()
         except sqlite3.Error as error:
             raise RunGone(f"{path} was deleted or replaced: {_first_line(error)}") from error
         if found is None:
@@ -551,7 +633,7 @@ def tracked_run(
                 run = client.create_run(store.experiment_id, tags=context, run_name=name)
             else:
                 _reopen(client, run, tags)
-        log = RunLog(store, run.info.run_id, _home(run))
+        log = RunLog(store, run.info.run_id, _home(store.uri, run))
         status = "FINISHED"
         try:
             shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
@@ -592,21 +674,24 @@ def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[Run | N
     query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status != 'FINISHED'"
     for run in _search(store, query, newest_first=True):
         status = run.info.status
-        if status == "KILLED" or (status == "FAILED" and 0 in _read_record(_home(run) / "metrics.jsonl")):
+        if status == "KILLED" or (status == "FAILED" and 0 in _read_record(_home(store.uri, run) / "metrics.jsonl")):
             with suppress(RequestError):
                 return run, _claim(client, run, identity)
     return None, None
 
 
-def _home(run: Run) -> Path:
-    """Where the run's local record is: no other run uses this folder, whatever hydra.run.dir is."""
-    return Path(run.data.tags["output"]) / f"run-{run.info.run_id[:8]}"
+def _home(uri: str, run: Run) -> Path:
+    """Where the run's local record is, in a folder of its own; also when that was moved together with the store."""
+    path, output = database.file_of(uri), run.data.tags["output"]
+    if path is not None:
+        output = database.moved_with(output, run.info.artifact_uri, path)
+    return Path(output) / f"run-{run.info.run_id[:8]}"
 
 
 def _claim(client: mlflow.MlflowClient, run: Run, identity: str) -> BaseFileLock:
     if run.data.tags.get("identity") != identity:
         raise RequestError("it was made by other code, versions, data, threads or device than these")
-    home = _home(run)
+    home = _home(client.tracking_uri, run)
     if not home.is_dir():
         raise RequestError(f"its record {home} is not on this machine")
     lock = FileLock(home / "lock", timeout=0)
@@ -714,7 +799,7 @@ def job_numbers(run: Run, sweep: str) -> list[int]:
 def join_sweep(store: Store, run: Run, sweep: str, number: int) -> None:
     """Make a finished run the result of a sweep's n-th job."""
     numbers = run.data.tags.get(_membership(sweep), "")
-    with _whole(store):
+    with _using(store.uri), _whole(store):
         mlflow.MlflowClient(store.uri).set_tag(run.info.run_id, _membership(sweep), f"{numbers} {number}".strip())
 
 
@@ -731,26 +816,32 @@ def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data
     query = " and ".join(f"params.`{key}` = '{value}'" for key, value in parameters.items())
     query += " and tags.kind = 'run' and attributes.status = 'FINISHED'"
     newest = ["attributes.start_time DESC"]
-    found = mlflow.MlflowClient(store.uri).search_runs([store.experiment_id], query, max_results=50, order_by=newest)
+    with _using(store.uri):
+        client = mlflow.MlflowClient(store.uri)
+        found = client.search_runs([store.experiment_id], query, max_results=50, order_by=newest)
     return [run for run in found if run.data.tags.get("data.name") == data]
 
 
 def sweep_runs(store: Store, sweep: str) -> list[Run]:
     """The runs of a sweep, those that it found finished included, oldest first."""
-    return _search(store, _in_sweep(sweep))
+    with _using(store.uri):
+        return _search(store, _in_sweep(sweep))
 
 
 def _own_run(store: Store, sweep: str) -> Run:
-    (own,) = _search(store, f"tags.sweep = '{sweep}' and tags.kind = 'sweep'")
-    return own
+    """The sweep's own run; also when it was deleted in MLflow's UI, whose runs go on."""
+    found = _search(store, f"tags.sweep = '{sweep}' and tags.kind = 'sweep'", view=ViewType.ALL)
+    if not found:
+        raise StoreError(f"tracking.uri={store.uri} no longer has the sweep's own run sweep-{sweep}")
+    return found[0]
 
 
-def _search(store: Store, query: str, *, newest_first: bool = False) -> list[Run]:
+def _search(store: Store, query: str, *, newest_first: bool = False, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     client, order = mlflow.MlflowClient(store.uri), f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
     runs: list[Run] = []
     page: str | None = None
     while page != "":
-        found = client.search_runs([store.experiment_id], query, max_results=1000, order_by=[order], page_token=page)
+        found = client.search_runs([store.experiment_id], query, view, 1000, [order], page)
         runs, page = runs + list(found), found.token or ""
     return runs
 
@@ -759,18 +850,20 @@ def end_left_runs(store: Store, sweep: str) -> None:
     """Mark as KILLED what looks alive of a sweep although all of its jobs have ended, on whatever machine."""
     for run in sweep_runs(store, sweep):
         if run.info.status == "RUNNING":
-            mlflow.MlflowClient(store.uri).set_terminated(run.info.run_id, "KILLED")
+            with _using(store.uri):
+                mlflow.MlflowClient(store.uri).set_terminated(run.info.run_id, "KILLED")
 
 
 def stop_sweep(store: Store, sweep: str) -> None:
     """Have the jobs of a sweep that have not begun yet not begin, in whatever process."""
-    with _whole(store):
+    with _using(store.uri), _whole(store):
         mlflow.MlflowClient(store.uri).set_tag(_own_run(store, sweep).info.run_id, "stopped", "true")
 
 
 def sweep_stopped(store: Store, sweep: str) -> bool:
     """Whether `stop_sweep` was called."""
-    return "stopped" in _own_run(store, sweep).data.tags
+    with _using(store.uri):
+        return "stopped" in _own_run(store, sweep).data.tags
 
 
 def end_sweep(store: Store, sweep: str, status: str) -> None:
@@ -799,57 +892,69 @@ def close_sweep(
         folder: of its artifacts.
         note: Markdown that the UI shows as the run's description.
     """
-    client, own = mlflow.MlflowClient(store.uri), _own_run(store, sweep).info.run_id
-    client.set_terminated(own, status)  # first: whatever goes wrong below, it no longer looks alive
-    scores: dict[str, float] = dict(counts)
-    if best is not None:
-        names = ("final_val_accuracy", "test_accuracy")
-        scores |= {name: best.data.metrics[name] for name in names if name in best.data.metrics}
-        client.set_tag(own, "best_run", best.info.run_id)
-    now = int(time.time() * 1000)
-    client.log_batch(own, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
-    client.set_tag(own, "mlflow.note.content", note)
-    client.log_artifacts(own, str(folder))
+    with _using(store.uri):
+        client, own = mlflow.MlflowClient(store.uri), _own_run(store, sweep).info.run_id
+        client.set_terminated(own, status)  # first: whatever goes wrong below, it no longer looks alive
+        scores: dict[str, float] = dict(counts)
+        if best is not None:
+            names = ("final_val_accuracy", "test_accuracy")
+            scores |= {name: best.data.metrics[name] for name in names if name in best.data.metrics}
+            client.set_tag(own, "best_run", best.info.run_id)
+        now = int(time.time() * 1000)
+        client.log_batch(own, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
+        client.set_tag(own, "mlflow.note.content", note)
+        client.log_artifacts(own, str(folder))
 
 
 def find_run(uri: str | None, wanted: str) -> Run:
     """The run, in any experiment of a store that exists, whose id begins so, or else the one that trained of that name.
 
     Raises:
-        StoreError: the store cannot be used, holds no such run, or several.
+        StoreError: the store cannot be used, holds no such run, or several, or it was deleted.
     """
     uri = existing(uri)
     found: list[Run] = []
     with _using(uri):
-        client = mlflow.MlflowClient(uri)
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        client = _reader(uri)
+        stages = {e.experiment_id: e.lifecycle_stage for e in client.search_experiments(ViewType.ALL)}
         if re.fullmatch("[0-9a-f]{1,32}", wanted):
-            found = list(client.search_runs(experiments, f"attributes.run_id LIKE '{wanted}%'"))
+            found = list(client.search_runs(list(stages), f"attributes.run_id LIKE '{wanted}%'", ViewType.ALL))
         quote_with = "'" if "'" not in wanted else '"'
         if not found and quote_with not in wanted:
             name = f"attributes.run_name = {quote_with}{wanted}{quote_with}"
-            found = list(client.search_runs(experiments, f"{name} and tags.kind = 'run'"))
+            found = list(client.search_runs(list(stages), f"{name} and tags.kind = 'run'", ViewType.ALL))
+    found = [run for run in found if run.info.lifecycle_stage == "active"] or found
     if len(found) != 1:
         named = "; ".join(f"{run.info.run_id} {run.info.run_name} {run.info.status}" for run in found[:10])
         several = f"{len(found)} runs match {wanted!r}, name one by its id: {named}"
         raise StoreError(several if found else f"there is no run {wanted!r} in {uri}")
+    info = found[0].info
+    if info.lifecycle_stage != "active":
+        gone = stages[info.experiment_id] != "active"
+        restore = (
+            f"experiments restore --experiment-id {info.experiment_id}"
+            if gone
+            else f"runs restore --run-id {info.run_id}"
+        )
+        raise StoreError(f"run {info.run_id} ({info.run_name}) was deleted; `mlflow {restore}` restores it")
     return found[0]
 
 
 def is_own(uri: str | None, tags: Mapping[str, str]) -> bool:
     """Whether this machine recorded a run, given by its tags, in a store that is a file: its code is the user's."""
-    return _resolved(uri).startswith("sqlite:///") and is_here(tags.get("process", ""))
+    return database.file_of(_resolved(uri)) is not None and is_here(tags.get("process", ""))
 
 
-def check_finished(uri: str | None, run_id: str) -> None:
-    """Refuse to begin with the weights of a run that has none.
+def find_finished(uri: str | None, wanted: str) -> str:
+    """The id of the run whose weights another one is to begin with.
 
     Raises:
         StoreError: there is no such run, or it did not finish.
     """
-    status = find_run(uri, run_id).info.status
-    if status != "FINISHED":
-        raise StoreError(f"init_from={run_id} must name a finished run, that one is {status}")
+    run = find_run(uri, wanted)
+    if run.info.status != "FINISHED":
+        raise StoreError(f"init_from={wanted} must name a finished run, that one is {run.info.status}")
+    return str(run.info.run_id)
 
 
 def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str, bytes]:
@@ -860,12 +965,25 @@ def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str
     """
     uri = _resolved(uri)
     with _using(uri), tempfile.TemporaryDirectory() as scratch:
-        client = mlflow.MlflowClient(uri)
+        client = _reader(uri)
         for entry in client.list_artifacts(run_id):
             if entry.path in names:
                 client.download_artifacts(run_id, entry.path, scratch)
         paths = (path for path in Path(scratch).rglob("*") if path.is_file())
         return {path.relative_to(scratch).as_posix(): path.read_bytes() for path in paths}
+
+
+def place_of_artifacts(uri: str | None, run_id: str) -> str:
+    """Where the artifacts of a run are looked for.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    uri = _resolved(uri)
+    with _using(uri):
+        location = str(_reader(uri).get_run(run_id).info.artifact_uri)
+    path = database.file_of(uri)
+    return location if path is None else database.lies_at(location, path)
 
 
 def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:
@@ -876,7 +994,7 @@ def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:
     """
     uri = _resolved(uri)
     with _using(uri):
-        return Path(mlflow.MlflowClient(uri).download_artifacts(run_id, name, str(folder)))
+        return Path(_reader(uri).download_artifacts(run_id, name, str(folder)))
 
 
 class TrackedRun(NamedTuple):
@@ -899,11 +1017,11 @@ def find_store(uri: str | None, experiment: str) -> Store:
         StoreError: there is no such store or experiment, or it cannot be read.
     """
     uri = existing(uri)
-    mlflow.set_tracking_uri(uri)
     with _using(uri):
-        found = mlflow.get_experiment_by_name(experiment)
+        client = _reader(uri)
+        found = client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage != "active":
-            names = ", ".join(sorted(e.name for e in mlflow.search_experiments()))
+            names = ", ".join(sorted(e.name for e in client.search_experiments()))
             raise StoreError(f"{uri} has no experiment {experiment!r}; it has: {names or 'none'}")
     return Store(uri, experiment, found.experiment_id)
 
@@ -914,7 +1032,6 @@ def tracked_runs(store: Store, query: str = "") -> list[TrackedRun]:
     Raises:
         StoreError: the store cannot be read, or the query is not in MLflow's language.
     """
-    client = mlflow.MlflowClient(store.uri)
     runs: list[TrackedRun] = []
     page: str | None = None
     collecting = gc.isenabled()
@@ -922,7 +1039,7 @@ def tracked_runs(store: Store, query: str = "") -> list[TrackedRun]:
     try:
         while page != "":
             with _using(store.uri, query):
-                found = client.search_runs([store.experiment_id], query, ViewType.ALL, 500, page_token=page)
+                found = _reader(store.uri).search_runs([store.experiment_id], query, ViewType.ALL, 500, page_token=page)
             runs += [tracked(run) for run in found]
             page = found.token or ""
     finally:
@@ -946,16 +1063,17 @@ def tracked(run: Run) -> TrackedRun:
 def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
     """A metric of a run by epoch; the last value where an epoch has several."""
     with _using(uri):
-        history = mlflow.MlflowClient(uri).get_metric_history(run_id, metric)
+        history = _reader(uri).get_metric_history(run_id, metric)
     return {point.step: point.value for point in sorted(history, key=lambda point: (point.step, point.timestamp))}
 
 
 def artifact_names(uri: str, run_id: str) -> list[str]:
     """What lies at the top of a run's artifacts."""
     with _using(uri):
-        return [file.path for file in mlflow.MlflowClient(uri).list_artifacts(run_id)]
+        return [file.path for file in _reader(uri).list_artifacts(run_id)]
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    text = re.sub(r"^\([\w.]+\) ", "", str(error).strip())  # SQLAlchemy's prefix: the driver's class of the error
+    lines = [line for line in text.splitlines() if line.strip()]
     return redact(lines[0])[:300] if lines else type(error).__name__

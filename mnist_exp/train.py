@@ -65,7 +65,7 @@ def _train(config: Config) -> float | list[float]:
 
     store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
     if config.init_from is not None:
-        tracking.check_finished(config.tracking.uri, config.init_from)
+        config.init_from = tracking.find_finished(config.tracking.uri, config.init_from)
     if config.sweep.id is None:
         tracking.end_dead_runs(store)
         warn_unrecorded([config])
@@ -113,7 +113,7 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
         config = read_config(files["config.yaml"], trusted=tracking.is_own(given.tracking.uri, run.data.tags))
     except RequestError as error:
         raise RequestError(f"resume={given.resume}: give the run's own command again instead: {error}") from error
-    config.resume, config.tracking.uri = given.resume, given.tracking.uri
+    config.resume, config.tracking.uri = run.info.run_id, given.tracking.uri
     return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 

@@ -6,7 +6,6 @@ them, for builders that take these; `_target_`s outside the allow list need the 
 
 import ast
 import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -105,11 +104,6 @@ def _foreign(tree: dict[str, Any]) -> Iterator[str]:
     defaults = tree.get("defaults", [])
     if not isinstance(defaults, list) or any(entry not in LOGGED_DEFAULTS for entry in defaults):
         yield "defaults: a logged config composes nothing, its defaults are those that a run writes"
-    tracking = tree.get("tracking")
-    experiment = tracking.get("experiment") if isinstance(tracking, dict) else None
-    for key, value in (("name", tree.get("name")), ("experiment", tree.get("experiment")), ("tracking", experiment)):
-        if isinstance(value, str) and ".." in re.split(r"[/\\]", value):
-            yield f"{'tracking.experiment' if key == 'tracking' else key} must be a name, not a path, got {value!r}"
 
 
 def _unsafe(tree: dict[str, Any], group: str) -> Iterator[str]:

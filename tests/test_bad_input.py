@@ -93,6 +93,8 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "name=": ("name must be text of 1 to 200 printable characters, got ''",),
     "name='a\nb'": ("name must be text of 1 to 200 printable characters, got 'a\\nb'",),
     "name=a\nb": (r"'name=a\nb' is not of the form key=value",),
+    "name=lr/../base": ("name must be a name, not a path, got 'lr/../base'",),
+    r"tracking.experiment=..\x": ("tracking.experiment must be a name, not a path, got '..",),
     "tracking.experiment=": ("tracking.experiment must be text of 1 to 200 printable characters, got ''",),
     "trainer.execution=fast": ("trainer.execution must be one of auto, resident, keras, got 'fast'",),
     "trainer.devices=tpu": ("trainer.devices must be auto, cpu, gpu, or cpu:N or gpu:N", "got 'tpu'"),

@@ -95,7 +95,7 @@ def kill(number, folder, with_store, report=print):
             report(f"{index + 1:3}  killed in {moment} (code {code}): had finished, identical")
             continue
         (origin,) = [*one.glob("mlruns/*/*/artifacts/overrides.yaml"), None][:1]  # its id is enough once that is logged
-        finish(one, COMMAND if origin is None or index % 2 else [f"resume={origin.parents[1].name}"])
+        finish(one, COMMAND if origin is None or index % 2 else [f"resume={origin.parents[1].name[:12]}"])
         assert result(one) == expected, f"killed in {moment} after {epochs} rows"
         states = sorted(runs(one).values())
         assert set(states) == {"FINISHED"}, states

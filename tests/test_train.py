@@ -109,7 +109,7 @@ def afterwards(sweep, tmp_path_factory, with_store):
     arguments |= {"own_swept": ["-m", *tiny, "seed=0"], "continued_swept": ["-m", *long, "seed=0"]}
     folders["warm"] = sweep.folder
     still = ["optimizer=sgd", "optimizer.learning_rate=1e-12", "trainer.epochs=1"]
-    arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id}"]
+    arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id[:12]}"]
     cases = {name: Case(arguments[name], str(folder)) for name, folder in folders.items()}
     cases["killed"] = cases["killed"]._replace(signal=("epoch 3/", signal.SIGINT))
     for name in ("reproduce", "capsule", "from_capsule"):
