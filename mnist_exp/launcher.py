@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from omegaconf import DictConfig, open_dict
 
 from mnist_exp import EXIT_TERMINATED, RequestError, provenance, terminal
 
+STARTS = 3  # times that a worker is begun for a job, where each is killed before it has the job
 CLOSING_SECONDS = 30.0  # that a run which is ended may take to close itself in the store
 
 
@@ -116,8 +118,9 @@ class Processes(Launcher):
         try:
             while todo or running:
                 while todo and len(running) < self.count:
-                    worker, (number, overrides) = self._worker(), todo.popleft()
-                    running[worker.submit(_run, number, overrides)] = worker, number, overrides
+                    number, overrides = todo.popleft()
+                    worker, future = self._submit(number, overrides)
+                    running[future] = worker, number, overrides
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     worker, number, overrides = running.pop(future)
@@ -138,6 +141,18 @@ class Processes(Launcher):
             raise
         return [results[number] for number in sorted(results)]
 
+    def _submit(self, number: int, overrides: list[str]) -> tuple[ProcessPoolExecutor, Future]:
+        """Give a job to a worker that is alive."""
+        for left in reversed(range(len(self.idle) + STARTS)):
+            worker = self._worker()
+            try:
+                return worker, worker.submit(_run, number, overrides)
+            except (BrokenProcessPool, OSError, EOFError):  # it was killed while it waited, or the fork server was
+                worker.shutdown()
+                if not left:
+                    raise
+        raise AssertionError
+
     def _worker(self) -> ProcessPoolExecutor:
         """One that waits, or a new one."""
         if self.idle:
@@ -154,13 +169,20 @@ class Processes(Launcher):
         from mnist_exp import tracking
 
         config = self.shared.context.config_loader.load_sweep_config(self.shared.config, overrides)
-        own, again = config.sweep, times <= config.sweep.retries
-        said = f"run {config.name}-s{config.seed} failed: its process was killed"
-        terminal.complain(said + (", trying again" if again else ""))
-        store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
-        tracking.end_dead_runs(store)
-        if not again and own.on_error == "stop":
-            tracking.stop_sweep(store, own.id)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)  # for interpolations such as that of the default name
+        name, own = f"{config.name}-s{config.seed}", config.sweep
+        place = config.tracking.uri, config.tracking.experiment
+        HydraConfig.instance().cfg = before
+        again = times <= own.retries
+        terminal.complain(f"run {name} failed: its process was killed" + (", trying again" if again else ""))
+        try:
+            store = tracking.open_store(*place)
+            tracking.end_dead_runs(store)
+            if not again and own.on_error == "stop":
+                tracking.stop_sweep(store, own.id)
+        except RequestError as error:  # the other jobs go on, as they would if their own calls failed
+            terminal.complain(str(error))
         return again
 
 
@@ -192,10 +214,11 @@ def _begin(shared: bytes, gpu: str | None) -> None:
 
 
 def _follow_parent() -> None:
-    """End this worker when its parent is killed, which nothing else would tell it."""
-    parent = multiprocessing.parent_process()
+    """End this worker when its parent or the fork server is killed: nobody else tells it, nobody waits for it."""
+    parent, started_by = multiprocessing.parent_process(), os.getppid()
     assert parent is not None
-    parent.join()
+    while not wait_for([parent.sentinel], timeout=1.0) and os.getppid() == started_by:
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     _busy.acquire(timeout=CLOSING_SECONDS)
     os._exit(EXIT_TERMINATED)

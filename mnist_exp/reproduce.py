@@ -9,7 +9,6 @@ import difflib
 import io
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -357,10 +356,10 @@ def _capsule(given: Sequence[str]) -> int:
 
 def main() -> None:
     """The command."""
-    signal.signal(signal.SIGTERM, terminal.terminate)
     given, code = sys.argv[1:], EXIT_SENSELESS
     try:
-        code = _capsule(given[1:]) if given[:1] == ["capsule"] else reproduce(_arguments(given))
+        with terminal.interruptible():
+            code = _capsule(given[1:]) if given[:1] == ["capsule"] else reproduce(_arguments(given))
     except RequestError as error:
         terminal.complain(str(error))
     except (RunError, OSError) as error:

@@ -25,7 +25,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp import EXIT_FAILED, EXIT_SENSELESS, RequestError, launcher, provenance, search, terminal
 from mnist_exp.config import (
@@ -80,11 +81,15 @@ _open: list[Sweep] = []  # begun and not closed by this process: Hydra does not 
 class SweepCallback(Callback):
     """Hydra calls this around a multirun. It opens and closes the sweep's own run and tells the jobs about it."""
 
+    folder: Path  # of the sweep, absolute: jobs may have other names and working directories
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all jobs, settle what data=auto means, open the sweep's run; exit with 2 when a job makes no sense."""
         given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         assert isinstance(given, list)
+        HydraConfig.instance().set_config(config)  # Hydra resolves sweep.dir=multirun/${name} outside of jobs too
         try:
+            self.folder = Path(config.hydra.sweep.dir).absolute()
             shared = _threads(config, given)
             searched = search.searcher(config, given + shared)
             expanded = searched.probes() if searched else grid(config, given + shared)
@@ -107,19 +112,18 @@ class SweepCallback(Callback):
             if searched:  # the values of its jobs are not known yet, their number is
                 jobs = [Job(first, "")] * (searched.remaining() * len(searched.seeds))
             sweep = open_sweep(jobs, store, searched.keys if searched else frozenset())
+        except OmegaConfBaseException as error:
+            _leave(ConfigError(explain(error)))
         except Exception as error:  # noqa: BLE001 - Hydra would make a warning of it and go on
             _leave(error)
-        extra = [*shared, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in settled)]
-        with open_dict(config):
-            for override in extra:
-                config.hydra.overrides.task.append(override)
+        _add(config, [*shared, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in settled)])
         warn_unrecorded([job.config for job in jobs])
         print(f"sweep {sweep.id}: {len(jobs)} runs", file=sys.stderr, flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove secrets from the files that Hydra has just written for a job and its sweep."""
         settings = config.hydra
-        files = [Path(settings.sweep.dir, "multirun.yaml")] if settings.mode == RunMode.MULTIRUN else []
+        files = [self.folder / "multirun.yaml"] if settings.mode == RunMode.MULTIRUN else []
         if settings.output_subdir is not None:
             files += Path(settings.runtime.output_dir, settings.output_subdir).glob("*.yaml")
         for path in files:
@@ -128,8 +132,7 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Close the sweep's run with its summary; exit with 1 when a job has no result."""
         try:
-            folder = Path(config.hydra.sweep.dir, "search")
-            complete = [close_sweep(sweep, "FINISHED", folder) for sweep in _open[:]]
+            complete = [close_sweep(sweep, "FINISHED", self.folder / "search") for sweep in _open[:]]
         except Exception as error:  # noqa: BLE001 - as above
             _say(error)
             sys.exit(EXIT_FAILED)
@@ -142,6 +145,15 @@ def _threads(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     threads = launcher.threads_of_a_job(config.hydra.launcher, provenance.cores())
     swept = any(override.startswith("trainer.threads=") for override in overrides)
     return [] if threads is None or swept or config.trainer.threads is not None else [f"trainer.threads={threads}"]
+
+
+def _add(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Add overrides of ours to those of every job, and keep them out of `hydra:job.override_dirname`."""
+    ours = [*(override.partition("=")[0] for override in overrides), "sweep.trial"]
+    excluded = ",".join(map(json.dumps, [*config.hydra.job.config.override_dirname.exclude_keys, *ours]))
+    with read_write(config.hydra), open_dict(config):
+        config.hydra.overrides.task += overrides
+        config.hydra.overrides.hydra += [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
 
 
 def _leave(error: Exception) -> NoReturn:

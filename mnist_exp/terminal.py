@@ -3,8 +3,10 @@
 import functools
 import math
 import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from mnist_exp import EXIT_TERMINATED
 from mnist_exp.redact import redact
 
 MAX_LINES, MAX_LETTERS = 20, 2000  # of what `complain` prints: a config of a stranger may have 6,000 mistakes
+SAME_SECONDS = 1.0  # within which a second Ctrl-C is taken as the first
 
 
 class Row(NamedTuple):
@@ -148,6 +151,30 @@ def figures(row: Row) -> tuple[str, str, str]:
     """The row's numbers as text; a dash where there is none."""
     shares = ("-" if share is None else f"{share:.2%}" for share in (row.val_accuracy, row.test_accuracy))
     return (*shares, "-" if row.seconds is None else f"{row.seconds:.1f}")  # type: ignore[return-value]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around the work of a command: SIGTERM and Ctrl-C end it as exceptions, and Ctrl-C cannot disturb what follows.
+
+    A Ctrl-C that follows at once is the same one: a parent such as make passes on what the terminal sends to all.
+    """
+    last = -math.inf
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now > last + SAME_SECONDS:
+            last = now
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a script's background processes
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def terminate(*_: object) -> NoReturn:

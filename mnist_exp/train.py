@@ -1,10 +1,17 @@
 """`python -m mnist_exp.train`: translate arguments, call one function, print. README.md says what the options mean."""
 
-import math
 import os
 import signal
 import sys
+
+if __name__ == "__main__" or sys.argv[0].endswith("mnist-exp-train"):
+    # The imports below take a second, in which Ctrl-C would print a traceback. There is nothing to close yet.
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handler if handler is signal.SIG_IGN else lambda *_: os._exit(130))
+
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, chdir, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +54,8 @@ def job(composed: DictConfig) -> float | list[float]:
         text = str(error).strip().partition("\n")[0]
         terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        job_failed(composed.sweep, composed.tracking)
+        with _given_folder():
+            job_failed(composed.sweep, composed.tracking)
         return math.nan
     sys.exit(code)
 
@@ -56,16 +64,17 @@ def _train(config: Config) -> float | list[float]:
     """Load the data, open the store, run. What fails early is tried first: TensorFlow takes seconds to import."""
     settings, tags, retries = HydraConfig.get(), {}, 0
     overrides = [text for text in settings.overrides.task if not text.startswith("sweep.")]
-    if config.resume is not None:
-        config, overrides = resumed(config, overrides)
-    if is_auto(config) and (option := settle(config)) != "mnist":
-        terminal.warn_no_mnist(option)
-    dataset = load(config)
-    from mnist_exp import tracking
+    with _given_folder():
+        if config.resume is not None:
+            config, overrides = resumed(config, overrides)
+        if is_auto(config) and (option := settle(config)) != "mnist":
+            terminal.warn_no_mnist(option)
+        dataset = load(config)
+        from mnist_exp import tracking
 
-    store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
-    if config.init_from is not None:
-        config.init_from = tracking.find_finished(config.tracking.uri, config.init_from)
+        store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
+        if config.init_from is not None:
+            config.init_from = tracking.find_finished(config.tracking.uri, config.init_from)
     if config.sweep.id is None:
         tracking.end_dead_runs(store)
         warn_unrecorded([config])
@@ -82,6 +91,12 @@ def _train(config: Config) -> float | list[float]:
     watched = _watched(config)
     result = attempt(lambda: run_experiment(config, dataset, store, output, tags, overrides, **watched), retries)
     return _objective(config, result.metrics)
+
+
+def _given_folder() -> AbstractContextManager[None]:
+    """The folder in which the command was given, whose relative paths its config has, also with `hydra.job.chdir`."""
+    settings = HydraConfig.get()
+    return chdir(settings.runtime.cwd) if settings.job.chdir else nullcontext()
 
 
 def _watched(config: Config) -> dict[str, Any]:
@@ -119,10 +134,10 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
 
 def main() -> None:
     """The command; exits with 0, 1 (a run failed), 2 (the request makes no sense), 130 (Ctrl-C) or 143 (SIGTERM)."""
-    signal.signal(signal.SIGTERM, terminal.terminate)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
     try:
-        job()
+        with terminal.interruptible():
+            job()
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
         terminal.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")

@@ -37,6 +37,7 @@ for name, case in json.load(sys.stdin).items():
     sys.argv, out, err, code = [case["module"], *case["arguments"]], io.StringIO(), io.StringIO(), 0
     if case["signal"]:
         threading.Thread(target=send_when, args=(err, *case["signal"]), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command leaves it ignored
     faulthandler.dump_traceback_later(90, exit=True)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     began = time.perf_counter()

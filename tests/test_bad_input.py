@@ -19,6 +19,7 @@ FILE = "data=file data.path"
 
 # What is typed, and what the one line of the answer has to contain; all of it before TensorFlow is imported.
 MISTAKES: dict[str, tuple[str, ...]] = {
+    "-m seed=0,1 hydra.sweep.dir=x/${no_key}": ("hydra.sweep.dir: ", "no_key"),
     # names
     "model=transformer": ("'model/transformer'", MODELS),
     "optimizer=adm": ("'optimizer/adm'", "adagrad, adam, adamw, lion"),

@@ -7,12 +7,19 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from mnist_exp import RequestError, launcher
+from mnist_exp import RequestError, launcher, tracking
+from mnist_exp.config import CONF_DIR
 from tests.conftest import SHORT, environment, runs, start, workers
 
 # A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
@@ -96,6 +103,79 @@ def test_what_workers_are_forked_from_has_started_nothing(tmp_path):
     assert done.stdout == "None 1\n"
 
 
+def parent(folder, *overrides, count=2):
+    """The launcher as Hydra sets it up, for jobs that run `task`, and what it found lost."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", [f"hydra.sweep.dir={folder}", *overrides], return_hydra_config=True)
+        made = launcher.Processes(count)
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        made.setup(hydra_context=context, task_function=task, config=config)
+    return made
+
+
+def task(config):
+    """Note the process; the first of job 1 kills what workers are forked from, if there is a file `deadly`."""
+    folder = Path(HydraConfig.get().sweep.dir)
+    with (folder / f"tried-{config.seed}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if config.seed == 1 and (folder / "deadly").exists():
+        (folder / "deadly").unlink()
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    return float(config.seed)
+
+
+def tried(folder, seed):
+    return [int(line) for line in (folder / f"tried-{seed}").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork server is used there")
+def test_workers_and_their_server_may_be_killed(tmp_path, monkeypatch):
+    lost = []
+    monkeypatch.setattr(launcher.Processes, "_again", lambda self, given, times: lost.append((given, times)) or True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    made = parent(tmp_path)
+    (tmp_path / "deadly").touch()
+    jobs = made.launch([[f"seed={seed}"] for seed in range(4)], 0)
+    assert [job.return_value for job in jobs] == [0, 1, 2, 3]
+    assert (["seed=1"], 1) in lost
+    first, again = tried(tmp_path, 1)
+    assert first != again
+    if psutil.pid_exists(first):
+        psutil.Process(first).wait(timeout=20)  # it ends: nobody waits for what it trains
+    lost.clear()
+    for worker in made.idle:
+        for process in worker._processes.values():
+            psutil.Process(process.pid).kill()
+            process.join()
+    jobs = made.launch([[f"seed={seed}"] for seed in range(4)], 4)
+    assert [job.return_value for job in jobs] == [0, 1, 2, 3]
+    assert not lost  # no job was under way
+
+
+def test_a_lost_job_is_told_by_its_own_name(tmp_path, monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(tracking, "open_store", lambda uri, experiment: experiment)
+    monkeypatch.setattr(tracking, "end_dead_runs", ended.append)
+    made = parent(tmp_path, "sweep.retries=1")
+    given = ["model=linear", "optimizer=sgd", "seed=3", "sweep.retries=1"]
+    assert (made._again(given, 1), made._again(given, 2)) == (True, False)
+    assert capsys.readouterr().err.splitlines() == [
+        "error: run linear-sgd-s3 failed: its process was killed, trying again",
+        "error: run linear-sgd-s3 failed: its process was killed",
+    ]
+    assert ended == ["mnist_exp", "mnist_exp"]
+
+
+def test_a_store_that_fails_when_a_job_is_lost_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    def gone(*_):
+        raise tracking.StoreError("tracking.uri=x cannot be used: gone")
+
+    monkeypatch.setattr(tracking, "open_store", gone)
+    assert parent(tmp_path)._again(["name=x"], 1)
+    assert capsys.readouterr().err.splitlines()[1:] == ["error: tracking.uri=x cannot be used: gone"]
+
+
 def digests(folder):
     """What each run's weights were after each epoch, by the run's name."""
     found = {}
@@ -107,7 +187,7 @@ def digests(folder):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_own_job_and_the_others_give_the_bits_of_a_serial_sweep(tmp_path):
-    given = ["experiment=smoke", "model._target_=mine.model", "name=w", "+model.width=1,2,3,4", *BARE]
+    given = ["experiment=smoke", "model._target_=mine.model", "+model.width=1,2,3,4", *BARE]
     side_by_side, serial = tmp_path / "two", tmp_path / "one"
     for folder in (side_by_side, serial):
         folder.mkdir()
@@ -115,8 +195,8 @@ def test_a_worker_that_is_killed_costs_its_own_job_and_the_others_give_the_bits_
     with start(side_by_side, *TWO, *given, group=True) as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    assert err.count("failed: its process was killed, trying again") == 2
-    assert err.count("failed: its process was killed\n") == 1
+    assert err.count("run mlp-adam-smoke-s0 failed: its process was killed, trying again") == 2
+    assert err.count("run mlp-adam-smoke-s0 failed: its process was killed\n") == 1
     pids = {width: (side_by_side / f"pids-{width}").read_text().split() for width in (1, 2, 3, 4)}
     assert {width: len(ids) for width, ids in pids.items()} == {1: 1, 2: 2, 3: 2, 4: 1}
     with start(serial, "-m", "trainer.threads=1", *given, group=True) as process:
@@ -125,6 +205,29 @@ def test_a_worker_that_is_killed_costs_its_own_job_and_the_others_give_the_bits_
     found = digests(side_by_side)
     assert {1, 2, 4} <= found.keys()
     assert {width: found[width] for width in (1, 2, 4)} == {w: d for w, d in digests(serial).items() if w != 3}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork server is used there")
+def test_a_fork_server_that_is_killed_costs_no_run(tmp_path, with_store):
+    given = ["experiment=smoke", "trainer.epochs=400", "seed=0,1,2"]
+    with start(with_store(tmp_path), *TWO, *given, group=True) as process:
+        waiting = {"-s0  epoch 3/", "-s1  epoch 3/"}
+        while waiting:
+            line = process.stderr.readline()
+            assert line, process.poll()
+            waiting -= {begun for begun in waiting if begun in line}
+        (server,) = (c for c in psutil.Process(process.pid).children() if "forkserver" in " ".join(c.cmdline()))
+        server.kill()
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "run mlp-adam-smoke-s0 failed: its process was killed, trying again" in err
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        found = list(database.execute("SELECT name, status FROM runs"))
+    database.close()
+    statuses = {name: sorted(s for n, s in found if n == name) for name, _ in found if "sweep" not in name}
+    twice = ["FINISHED", "KILLED"]
+    assert statuses == {f"mlp-adam-smoke-s{seed}": twice if seed < 2 else ["FINISHED"] for seed in range(3)}
 
 
 @pytest.mark.slow
