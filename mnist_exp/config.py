@@ -8,8 +8,12 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
+import os
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -112,6 +116,7 @@ class Rule(NamedTuple):
 
     says: str
     holds: Callable[[Any], bool]
+    real: bool = False  # a whole number becomes a float: Keras refuses learning_rate=1, and 1 and 1.0 are one value
 
 
 def _integer(low: int, high: float = float("inf")) -> Rule:
@@ -120,7 +125,9 @@ def _integer(low: int, high: float = float("inf")) -> Rule:
 
 
 def _number(says: str, holds: Callable[[float], bool]) -> Rule:
-    return Rule(f"a number {says}", lambda v: type(v) in (int, float) and holds(v))
+    return Rule(
+        f"a number {says}", lambda v: type(v) in (int, float) and v <= sys.float_info.max and holds(v), real=True
+    )
 
 
 def _choice(*options: str) -> Rule:
@@ -128,7 +135,7 @@ def _choice(*options: str) -> Rule:
 
 
 def _optional(rule: Rule) -> Rule:
-    return Rule(f"null or {rule.says}", lambda v: v is None or rule.holds(v))
+    return Rule(f"null or {rule.says}", lambda v: v is None or rule.holds(v), rule.real)
 
 
 def _list_of(rule: Rule) -> Rule:
@@ -153,7 +160,8 @@ ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "si
 # What a search may go by. The test set is scored, never selected on.
 OBJECTIVES = ("final_val_accuracy", "final_val_loss", "fit_seconds", "parameters")
 
-# A key's name means the same wherever it stands, so its rule is stated once, for a user's own options too.
+# A key's name means the same wherever it stands, so its rule is stated once. A user's own target gives its keys other
+# meanings: of those only what `READ` names has a rule.
 RULES: dict[str, Rule] = {
     "seed": _integer(0, 2**31 - 1),
     "name": _TEXT,
@@ -188,6 +196,7 @@ RULES: dict[str, Rule] = {
     "nesterov": _BOOLEAN,
     "rho": _SHARE_BELOW_1,
     "beta_1": _SHARE_BELOW_1,
+    "keras.optimizers.Lion.beta_1": _number("above 0, below 1", lambda v: 0 < v < 1),
     "beta_2": _SHARE_BELOW_1,
     "adam_beta_1": _SHARE_BELOW_1,
     "adam_beta_2": _SHARE_BELOW_1,
@@ -232,6 +241,17 @@ STAND_INS: dict[str, str | None] = {
 # Names of runs and experiments: whoever makes a file of one must not leave a folder by it.
 NAMES = ("name", "experiment", "resume", "init_from", "tracking.experiment")
 
+
+class Signature(NamedTuple):
+    """The arguments that a target takes."""
+
+    positional: tuple[str, ...]
+    keywords: frozenset[str]
+    required: frozenset[str]
+    any_positional: bool  # *args
+    any_keyword: bool  # **options
+
+
 # What `run` hands to a builder before the config's own keys.
 FACTS = {
     "model": ("image_shape", "num_classes"),
@@ -250,6 +270,17 @@ LOGGED_DEFAULTS = [
     {"override hydra/job_logging": "disabled"},
     {"override hydra/hydra_logging": "disabled"},
 ]
+# Hydra's advice on a group's option is meant for a YAML file, or is refused in its turn.
+_ADVICE = (
+    (
+        rf"Could not override '({'|'.join(FACTS)})'\. No match in the defaults list\.\nTo append .* use (\S+)",
+        r"\1 is not in the defaults list of this config; change its values by key, \1.KEY=VALUE; "
+        r"only a config without \1 takes \2",
+    ),
+    (r"Multiple values for (\S+)\. To override a value use 'override \S+ (.+)'", r"\1 has an option: \1=\2 changes it"),
+    (r"(Config group override must be a string or a list)\. Got (\w+)", r"\1, the name of an option, got \2"),
+    (r"(\S+) appears more than once in the final defaults list", r"\1 has an option: \1=OPTION changes it"),
+)
 # Keys that `run` reads itself, whatever the builder has defaults for.
 READ = {"optimizer": {"learning_rate"}, "data": {"validation"}}
 
@@ -269,6 +300,12 @@ def check(composed: DictConfig) -> Config:
     mistakes = list(_mistakes(config))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+    for group in FACTS:
+        node = getattr(config, group)
+        for key, value in node.items():
+            rule = _rule_in(group, node, key)
+            if rule is not None and rule.real and type(value) is int:
+                node[key] = float(value)
     return config
 
 
@@ -287,11 +324,13 @@ def explain(error: Exception) -> str:
     """One line for what Hydra, OmegaConf or YAML says in several, with the valid keys or the rule if there is one."""
     cause = error.__cause__ or error.__context__ if isinstance(error, HydraException) else error
     text, _, _ = str(error).partition("\nConfig search path")
+    for its, ours in _ADVICE:
+        text = re.sub(its, ours, text)
     text = text.replace("\n\t", ", ").replace(":, ", ": ")  # Hydra's list of a group's options
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("    ")]
     if isinstance(error, OverrideParseException):
         said = [line for line in lines[:-1] if "Error parsing" not in line and "Lexer" not in line]
-        return f"{error.override!r} is not of the form key=value" + "".join(f": {line}" for line in said[:1])
+        return f"{error.override!r} is not of the form key=value{': ' * bool(said)}{''.join(said[:1])}{_quoting(error)}"
     if isinstance(cause, OmegaConfBaseException):
         if cause is not error:
             lines = [lines[0].rstrip("."), str(cause).splitlines()[0]]
@@ -304,21 +343,44 @@ def explain(error: Exception) -> str:
     return "; ".join(lines)
 
 
+def _quoting(error: OverrideParseException) -> str:
+    """How to give a text that Hydra's grammar takes for something else."""
+    key, equals, value = error.override.partition("=")
+    if not equals or not value.isprintable() or value[:1] in tuple("[{'\""):
+        return ""
+    quoted = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    typed = shlex.quote(quoted) if set(quoted) & set('"$`!\\') else f'"{quoted}"'
+    return f"; a text with special characters stands in quotes, and these in quotes of the shell: {typed}"
+
+
 def _rule(key: str) -> Rule | None:
     return RULES.get(key) or RULES.get(key.rpartition(".")[2])
 
 
+def _rule_in(group: str, node: Any, key: str) -> Rule | None:
+    if not _ours(node):
+        return RULES[key] if key in READ.get(group, ()) and key in RULES else None
+    return RULES.get(f"{node['_target_']}.{key}") or _rule(f"{group}.{key}")
+
+
+def _ours(node: Any) -> bool:
+    """Whether the target of a group is this package's or Keras' own."""
+    target = node.get("_target_") if isinstance(node, dict) else None
+    return isinstance(target, str) and target.partition(".")[0] in (PACKAGE.name, "keras")
+
+
 def _mistakes(config: Config) -> Iterator[str]:
     yield from _extras(config)
-    for group, facts in FACTS.items():
-        yield from _target_mistakes(group, getattr(config, group), facts)
+    for group in FACTS:
+        yield from _target_mistakes(group, getattr(config, group))
     for key, value in flatten(asdict(config)).items():
-        rule = _rule(key)
+        group, _, name = key.partition(".")
+        rule = _rule_in(group, getattr(config, group), name) if group in FACTS else _rule(key)
         if rule is not None and not rule.holds(value):
             yield f"{key} must be {rule.says}, got {value!r}"
         elif key in NAMES and ".." in re.split(r"[/\\]", str(value)):
             yield f"{key} must be a name, not a path, got {value!r}"
-    if isinstance(config.data, dict) and config.data.get("validation") is not None:
+    if isinstance(config.data, dict) and _ours(config.data) and config.data.get("validation") is not None:
         try:
             check_validation(config.data["validation"])
         except DataError as error:
@@ -337,34 +399,62 @@ def _extras(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _extras(value, f"{prefix}{key}.")
 
 
-def _target_mistakes(group: str, node: Any, facts: tuple[str, ...]) -> Iterator[str]:
+def _target_mistakes(group: str, node: Any) -> Iterator[str]:
     if not isinstance(node, dict) or "_target_" not in node:
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         yield f"{group} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
         return
     target = node["_target_"]
-    if group == "augment" and target is None:
+    if group == "augment":
+        if node != {"_target_": None}:
+            yield f"augment must be none: this version applies no augmentation, got {node!r}"
         return
     if target == "mnist_exp.data.auto":  # a marker that takes the keys of what it may come to stand for
         target = "mnist_exp.data.mnist"
     try:
-        accepted, required = signature(target)
-        filled = positional(target)[: len(facts)]  # by `run`, under whatever name
+        taken = signature(target)
     except LookupError as error:
         yield f"{group}._target_ {error}"
         return
-    if len(filled) < len(facts):
+    yield from _key_mistakes(group, node, target, taken)
+
+
+def _key_mistakes(group: str, node: Mapping[str, Any], target: str, taken: Signature) -> Iterator[str]:
+    facts, read = FACTS[group], READ.get(group, set())
+    if len(taken.positional) < len(facts) and not taken.any_positional:
         yield f"{group}._target_ must name what takes {', '.join(facts)} first, got {target!r}"
         return
-    given, accepted = set(node) - {"_target_"}, accepted - set(filled)
-    for key in sorted(given - accepted):
-        yield f"{group}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
-    for key in sorted((required | READ.get(group, set())) - given - set(filled)):
+    filled = set(taken.positional[: len(facts)])  # by `run`, under whatever name
+    given, accepted = set(node) - {"_target_"}, taken.keywords - filled
+    needed = taken.required - filled | read
+    if not taken.any_keyword:
+        for key in sorted(read - accepted):
+            yield f"{group}._target_ must take {key}, got {target!r}"
+        for key in sorted(given - accepted - read):
+            yield f"{group}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
+        needed &= accepted
+    for key in sorted(needed - given):
         yield f"{group}.{key} is required by {target} and missing"
 
 
-def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Names a target accepts and those it requires, read from its source: importing it would import TensorFlow.
+@functools.cache
+def _signature(target: str) -> Signature:
+    found = _definition(target)
+    if found is None:
+        return _imported(target)
+    function, method = found
+    given = function.args
+    first = [a.arg for a in given.posonlyargs + given.args][method:]
+    named = [a.arg for a in given.args + given.kwonlyargs][method and not given.posonlyargs :]
+    bare = first[: len(first) - len(given.defaults)]
+    bare += [a.arg for a, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
+    # Keras' classes hand their **kwargs to a base that refuses what it does not know.
+    free = given.kwarg is not None and not target.startswith("keras.")
+    return Signature(tuple(first), frozenset(named), frozenset(bare), given.vararg is not None, free)
+
+
+def signature(target: Any) -> Signature:
+    """The arguments of a target, read from its source where they stand there: importing it would import TensorFlow.
 
     Args:
         target: dotted path of a function or class, such as `mnist_exp.models.mlp` or `keras.optimizers.Adam`.
@@ -372,25 +462,15 @@ def signature(target: str) -> tuple[frozenset[str], frozenset[str]]:
     Raises:
         LookupError: no such module, or no such function or class in it.
     """
-    given, first = _definition(target).args, positional(target)
-    keywords = [a.arg for a in given.kwonlyargs]
-    bare = first[: len(first) - len(given.defaults)]
-    bare += [name for name, default in zip(keywords, given.kw_defaults, strict=True) if default is None]
-    return frozenset(first + keywords), frozenset(bare)
-
-
-def positional(target: str) -> list[str]:
-    """Names of the arguments that a target takes by position."""
-    given = _definition(target).args
-    return [a.arg for a in given.posonlyargs + given.args if a.arg != "self"]
-
-
-@functools.cache
-def _definition(target: str) -> ast.FunctionDef:
-    """The function, or the class's `__init__`."""
     if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
         raise LookupError(f"must be a dotted path to a function, got {target!r}")
+    return _signature(target)
+
+
+def _definition(target: str) -> tuple[ast.FunctionDef, bool] | None:
+    """The function, or the class's `__init__`, in the module's source; and whether it is the latter."""
     module, _, name = target.rpartition(".")
+    known = _ours({"_target_": target})
     for path in _sources(module):
         source = path.read_text(encoding="utf-8")
         if not re.search(rf"^(def|class) {name}\b", source, re.MULTILINE):
@@ -400,12 +480,42 @@ def _definition(target: str) -> ast.FunctionDef:
         except SyntaxError as error:
             raise LookupError(f"must name a function or class, but {path} is not Python: {error}") from error
         for node in body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return node
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                none = ast.parse("def __init__(self): ...").body
-                return next(f for f in node.body + none if isinstance(f, ast.FunctionDef) and f.name == "__init__")
-    raise LookupError(f"must name a function or class that exists, got {target!r}")
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+                return _called(node, known)
+    if known:
+        raise LookupError(f"must name a function or class that exists, got {target!r}")
+    return None
+
+
+def _called(node: ast.FunctionDef | ast.ClassDef, known: bool) -> tuple[ast.FunctionDef, bool] | None:
+    if isinstance(node, ast.FunctionDef):
+        return node, False
+    inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+    if not inits and known:  # of this package and Keras no such class is meant to be a target
+        inits = [f for f in ast.parse("def __init__(self): ...").body if isinstance(f, ast.FunctionDef)]
+    return (inits[-1], True) if inits else None
+
+
+def _imported(target: str) -> Signature:
+    """The arguments of a target that its module inherits, re-exports or makes: known when it is imported only."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except Exception as error:  # a user's module may raise anything when it is imported
+        cause = error.__cause__ or error
+        text = str(cause).partition("\n")[0]
+        raise LookupError(
+            f"must name a function or class that exists, got {target!r}: {type(cause).__name__}: {text}"
+        ) from error
+    kinds = {p.kind for p in parameters}
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return Signature(
+        tuple(p.name for p in named if p.kind is not p.KEYWORD_ONLY),
+        frozenset(p.name for p in named if p.kind is not p.POSITIONAL_ONLY),
+        frozenset(p.name for p in named if p.default is p.empty),
+        inspect.Parameter.VAR_POSITIONAL in kinds,
+        inspect.Parameter.VAR_KEYWORD in kinds,
+    )
 
 
 def _sources(module: str) -> list[Path]:

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import math
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -201,6 +202,42 @@ def check_validation(validation: object) -> None:
         raise DataError(
             f"data.validation must be a count of at least 1, a share between 0 and 1, or 'test', got {validation!r}"
         )
+
+
+def check_dataset(dataset: object) -> Dataset:
+    """Refuse a result of `data._target_` that breaks the rules of `Dataset`; a user's own source may return anything.
+
+    Raises:
+        DataError: names the part and the rule.
+    """
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"data._target_ must return a mnist_exp.data.Dataset, got {type(dataset).__name__}")
+    for field in ("name", "source", "fingerprint"):
+        value = getattr(dataset, field)
+        if not (isinstance(value, str) and value):
+            raise DataError(f"data._target_ must return a Dataset whose {field} is a text, got {value!r}")
+    classes = dataset.num_classes
+    if type(classes) is not int or classes < 2:
+        raise DataError(f"data._target_ must return a Dataset whose num_classes is at least 2, got {classes!r}")
+    for part in ("train", "validation", "test"):
+        _check_split(f"data._target_ must return a Dataset whose {part}", getattr(dataset, part), classes)
+    shapes = [split.images.shape[1:] for split in (dataset.train, dataset.validation, dataset.test)]
+    if len(set(shapes)) > 1:
+        raise DataError(f"data._target_ must return a Dataset whose images have one shape, got {shapes}")
+    return dataset
+
+
+def _check_split(must: str, split: object, classes: int) -> None:
+    if not isinstance(split, Split):
+        raise DataError(f"{must} is a mnist_exp.data.Split, got {type(split).__name__}")
+    images, labels = (f"{getattr(array, 'dtype', type(array).__name__)} {np.shape(array)}" for array in split)
+    if not re.fullmatch(r"uint8 \(\d+, \d+, \d+, \d+\)", images) or split.images.size == 0:
+        raise DataError(f"{must}.images are uint8 (n, height, width, channels), n at least 1, got {images}")
+    if labels != f"int64 ({len(split.images)},)":
+        raise DataError(f"{must}.labels are int64 ({len(split.images)},), one for each image, got {labels}")
+    if split.labels.min() < 0 or split.labels.max() >= classes:
+        found = f"{split.labels.min()}..{split.labels.max()}"
+        raise DataError(f"{must}.labels are in 0..{classes - 1}, got {found}")
 
 
 def _dataset(name: str, arrays: _Arrays, validation: int | float | str, split_seed: int) -> Dataset:

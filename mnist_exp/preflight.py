@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import keras
 
 from mnist_exp import RequestError, devices
-from mnist_exp.config import Config, ConfigError, build
+from mnist_exp.config import Config, ConfigError
 from mnist_exp.data import Dataset
-from mnist_exp.run import build_optimizer
+from mnist_exp.run import build_model, build_optimizer
 from mnist_exp.tracking import Store, similar_runs
 
 BYTES_A_PARAMETER = 16  # a SavedModel holds float32 weights twice, a run two of those: for MLflow and for TF Serving
@@ -73,8 +73,8 @@ def _parameters(model: str, image_shape: tuple[int, int, int], classes: int, pre
     facts = (json.loads(model), image_shape, classes)
     try:
         with suppress(Exception), keras.StatelessScope(initialize_variables=False):
-            return int(build(*facts).count_params())
-        return int(build(*facts).count_params())  # a builder may want real weights, which the scope forbids
+            return int(build_model(*facts).count_params())
+        return int(build_model(*facts).count_params())  # a builder may want real weights, which the scope forbids
     except RequestError:
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from mnist_exp import RequestError, devices, metrics, plots, provenance, terminal, trainer
 from mnist_exp.config import PACKAGE, Config, build, identity, params, targets, to_yaml
 from mnist_exp.data import Dataset
-from mnist_exp.models import saved_weights
+from mnist_exp.models import Shape, check, saved_weights
 from mnist_exp.modules import FOLDER, UserCode, recordable, user_code, write
 from mnist_exp.redact import redact
 from mnist_exp.tracking import RunLog, Store, download, tracked_run
@@ -78,7 +78,7 @@ def run_experiment(
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
-            model = build(config.model, dataset.image_shape, dataset.num_classes)
+            model = build_model(config.model, dataset.image_shape, dataset.num_classes)
             if config.init_from is not None:
                 _take_weights(model, config.init_from, store)
             optimizer = build_optimizer(
@@ -169,9 +169,45 @@ def _take_weights(model: keras.Model, run_id: str, store: Store) -> None:
         ) from error
 
 
+def build_model(node: Mapping[str, Any], image_shape: Shape, num_classes: int) -> keras.Model:
+    """A model from uint8 images to logits.
+
+    Raises:
+        RequestError: a user's builder returns something else. The tests check the models of this package.
+    """
+    model = build(node, image_shape, num_classes)
+    if not node["_target_"].startswith("mnist_exp."):
+        check(model, image_shape, num_classes)
+    return model
+
+
 def build_optimizer(node: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int) -> keras.Optimizer:
-    """An optimizer whose base rate a schedule scales over the steps of the training."""
-    return build({**node, "learning_rate": build(schedule, node["learning_rate"], total_steps)})
+    """An optimizer whose base rate a schedule scales over the steps of the training.
+
+    Raises:
+        RequestError: the schedule returns no rate, or the optimizer's target no optimizer.
+    """
+    rate = build(schedule, node["learning_rate"], total_steps)
+    if not schedule["_target_"].startswith("mnist_exp."):
+        _check_rate(rate, total_steps)
+    optimizer = build({**node, "learning_rate": rate})
+    if not isinstance(optimizer, keras.Optimizer):
+        raise RequestError(f"optimizer._target_ must return a keras.Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def _check_rate(rate: object, total_steps: int) -> None:
+    """Keras also takes a function of no arguments, but a compiled loop would call it once and keep the first rate."""
+    if not isinstance(rate, float | keras.optimizers.schedules.LearningRateSchedule):
+        raise RequestError(
+            f"schedule._target_ must return a float or a keras LearningRateSchedule, got {type(rate).__name__}"
+        )
+    for step in (0, total_steps - 1):
+        value = np.asarray(rate if isinstance(rate, float) else rate(step))
+        if value.shape != () or not 0 <= value < np.inf:
+            raise RequestError(
+                f"schedule._target_ must give a rate of at least 0 at each step, got {value} at step {step}"
+            )
 
 
 def _write_origin(

@@ -22,7 +22,6 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -42,7 +41,7 @@ from mnist_exp.config import (
     identity,
     targets,
 )
-from mnist_exp.data import Dataset, resolve_auto
+from mnist_exp.data import Dataset, check_dataset, resolve_auto
 from mnist_exp.modules import recordable, user_code
 from mnist_exp.redact import redact, redact_file
 
@@ -392,7 +391,7 @@ def load(config: Config) -> Dataset:
     Raises:
         RequestError: the data cannot be used, or not so.
     """
-    dataset = build(config.data)
+    dataset = check_dataset(build(config.data))
     for line in dataset.warnings:
         terminal.warn(line)
     check_batch(config, len(dataset.train.labels))
@@ -456,20 +455,26 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
             print(f"preflight: {number} of {len(overrides)} jobs checked", file=sys.stderr, flush=True)
         swept = " ".join(override for override in job if override not in shared)
         try:
-            composed = compose(config_name, list(job), return_hydra_config=True)
-            HydraConfig.instance().set_config(composed)
-            with open_dict(composed):
-                del composed["hydra"]
-            jobs.append(Job(check(composed), swept))
-        except (ConfigError, HydraException) as error:
-            lines = str(error).splitlines() if isinstance(error, ConfigError) else [explain(error)]
-            mistakes += [(swept, line) for line in lines]
+            jobs.append(Job(check(_composed(config_name, job)), swept))
+        except ConfigError as error:
+            mistakes += [(swept, line) for line in str(error).splitlines()]
     HydraConfig.instance().cfg = before
     if mistakes:
         jobs_with = Counter(line for _, line in mistakes)
         said = [line if jobs_with[line] == len(overrides) else f"{swept}: {line}" for swept, line in mistakes]
         raise ConfigError("\n".join(dict.fromkeys(said)))
     return jobs
+
+
+def _composed(config_name: str, job: Sequence[str]) -> DictConfig:
+    try:
+        composed = compose(config_name, list(job), return_hydra_config=True)
+    except Exception as error:  # Hydra lets errors of several libraries and plain ValueErrors pass
+        raise ConfigError(explain(error)) from error
+    HydraConfig.instance().set_config(composed)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
 
 
 def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:

@@ -12,17 +12,19 @@ if __name__ == "__main__" or sys.argv[0].endswith("mnist-exp-train"):
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, chdir, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, search, terminal
-from mnist_exp.config import CONF_DIR, Config, check, explain
+from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain
 from mnist_exp.sweep import (
     abandon_sweep,
     attempt,
@@ -63,6 +65,10 @@ def job(composed: DictConfig) -> float | list[float]:
 def _train(config: Config) -> float | list[float]:
     """Load the data, open the store, run. What fails early is tried first: TensorFlow takes seconds to import."""
     settings, tags, retries = HydraConfig.get(), {}, 0
+    if settings.mode == RunMode.RUN and config.sweep != SweepConfig():
+        usual, given = asdict(SweepConfig()), asdict(config.sweep)
+        key = next(key for key in given if given[key] != usual[key])
+        raise RequestError(f"sweep.{key} is for a sweep, got {given[key]!r} in a single run: add -m")
     overrides = [text for text in settings.overrides.task if not text.startswith("sweep.")]
     with _given_folder():
         if config.resume is not None:
@@ -132,12 +138,34 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
     return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 
+def _arguments(given: list[str]) -> list[str]:
+    """The same arguments with the overrides first, for argparse takes them from one place only.
+
+    Raises:
+        RequestError: an option is unknown or has a wrong value.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise RequestError(f"{message}; --hydra-help lists the options")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]  # argparse's own prints seven lines of usage
+    options, overrides = list(given), parser.parse_intermixed_args(given).overrides
+    for override in overrides:
+        options.remove(override)
+    return [*overrides, *options]
+
+
 def main() -> None:
     """The command; exits with 0, 1 (a run failed), 2 (the request makes no sense), 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
     try:
+        sys.argv[1:] = _arguments(sys.argv[1:])
         with terminal.interruptible():
             job()
+    except RequestError as error:
+        terminal.complain(str(error))
+        sys.exit(EXIT_SENSELESS)
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
         terminal.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")

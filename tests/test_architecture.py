@@ -1,9 +1,15 @@
 """Who may import what: the dependency direction is part of the product."""
 
 import ast
+import contextlib
+import importlib.metadata
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import mnist_exp
 from mnist_exp.provenance import NOT_COMPUTING
@@ -73,6 +79,7 @@ OWN = {
     "inspection": {"config", "leaderboard", "predictions", "report", "stats", "tracking"},
     "report": {"leaderboard", "metrics", "stats", "significance", "terminal"},
 }
+ROOT = Path(__file__).parent.parent
 MODULES = sorted(PACKAGE.glob("*.py"))
 
 
@@ -126,6 +133,44 @@ def test_what_answers_before_tensorflow_imports_it_nowhere_at_its_top(name):
     slow = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "optuna"}
     found = {top.split(".")[0] for top in imports(PACKAGE / f"{name}.py", only_top=True)}
     assert not found & slow
+
+
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras):
+    """Distributions that pyproject.toml asks for, in the core and in extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    return [Requirement(text) for text in asked]
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("mnist_exp", ("optuna",)),
+        ("hydra_plugins", ()),
+        ("tests", ("test", "optuna")),
+        ("benchmarks", ("bench", "test", "optuna")),
+    ],
+)
+def test_everything_that_is_imported_is_declared(folder, extras):
+    own = {"mnist_exp", "hydra_plugins", "tests", "benchmarks"}
+    names = {name.partition(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imports(path)}
+    foreign = names - sys.stdlib_module_names - own - {path.stem for path in (ROOT / folder).rglob("*.py")}
+    asked = {plain(requirement.name) for requirement in declared(*extras)}
+    undeclared = {name for name in foreign if not asked & set(map(plain, DISTRIBUTIONS.get(name, [name])))}
+    assert undeclared == set()
+
+
+def test_what_is_declared_is_met_by_what_is_installed():
+    for requirement in declared("test"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
 
 
 def test_compare_reaches_nothing_that_imports_tensorflow():

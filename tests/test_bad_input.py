@@ -1,5 +1,6 @@
 """Every mistake: one clear line, the exit code that is promised, and no run that looks alive."""
 
+import shlex
 import signal
 import sqlite3
 import time
@@ -43,6 +44,9 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "+optimizer.lr=0.1": ("optimizer.lr is not a key of keras.optimizers.Adam", "learning_rate"),
     "+schedule.alpha=0.1": ("schedule.alpha is not a key of mnist_exp.schedules.constant; its keys: none",),
     "+data.foo=1": ("data.foo is not a key of mnist_exp.data.digits; its keys: split_seed, validation",),
+    "--config-name train +experiment=x": ("Could not find 'experiment/x'", "smoke, wide_mlp"),
+    "--config-name train +experiment=wide_mlp": ("experiment has an option: experiment=wide_mlp changes it",),
+    "+model=mlp": ("model has an option: model=OPTION changes it",),
     "++model=mlp": ("force-add of config groups is not supported", "'++model=mlp'"),
     "~model": ("model", "missing mandatory value"),
     "~model.hidden": ("model.hidden is required by mnist_exp.models.mlp and missing",),
@@ -54,6 +58,12 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     # targets
     "model._target_=mlp": ("model._target_ must be a dotted path to a function, got 'mlp'",),
     "model._target_=3": ("model._target_ must be a dotted path to a function, got 3",),
+    "model._target_=[0]": ("model._target_ must be a dotted path to a function, got [0]",),
+    "schedule._target_={a:1}": ("schedule._target_ must be a dotted path to a function, got {'a': 1}",),
+    "optimizer._target_=os.nothing": ("must name a function or class that exists, got 'os.nothing'",),
+    "augment._target_=mine.flip": ("augment must be none", "got {'_target_': 'mine.flip'}"),
+    "augment._target_=[0]": ("augment must be none",),
+    "+augment.p=0.5": ("augment must be none", "'p': 0.5"),
     "model._target_=mnist_exp.models.gpt": ("must name a function or class that exists, got 'mnist_exp.models.gpt'",),
     "model._target_=no.such.thing": ("must name a function or class that exists, got 'no.such.thing'",),
     "model._target_=broken.model": ("must name a function or class, but", "broken.py is not Python"),
@@ -93,6 +103,9 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "seed=-1": ("seed must be a whole number, between 0 and 2147483647, got -1",),
     "name=": ("name must be text of 1 to 200 printable characters, got ''",),
     "name='a\nb'": ("name must be text of 1 to 200 printable characters, got 'a\\nb'",),
+    "name=été": ("'name=été' is not of the form key=value; a text with special", """ the shell: "name='été'\""""),
+    "data.path=ok_(1).npz": ("is not of the form key=value: ", """ the shell: "data.path='ok_(1).npz'\""""),
+    "name=it's": (shlex.quote(r"name='it\'s'"),),
     "name=a\nb": (r"'name=a\nb' is not of the form key=value",),
     "name=lr/../base": ("name must be a name, not a path, got 'lr/../base'",),
     r"tracking.experiment=..\x": ("tracking.experiment must be a name, not a path, got '..",),
@@ -103,7 +116,13 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "trainer.precision=float8": ("trainer.precision must be one of float32, mixed_bfloat16, mixed_float16",),
     "trainer.early_stopping=loss": ("trainer.early_stopping must be null or one of val_loss, val_accuracy",),
     "trainer.execution=resident trainer.devices=cpu:2": ("trainer.execution=resident runs on one device, got", "cpu:2"),
+    # keys of a sweep that a single run would not read
+    "sweep.seeds=3": ("sweep.seeds is for a sweep, got 3 in a single run: add -m",),
+    "sweep.preflight=only": ("sweep.preflight is for a sweep, got 'only' in a single run: add -m",),
     # syntax and options of the command
+    "seed=-1 -m trainer.epochs=1,2": ("seed must be a whole number, between 0 and 2147483647, got -1",),
+    "seed=1 --nope": ("unrecognized arguments: --nope; --hydra-help lists the options",),
+    "--cfg nope": ("argument --cfg/-c: invalid choice: 'nope'",),
     "trainer.epochs=[": ("'trainer.epochs=[' is not of the form key=value",),
     "trainer.epochs": ("'trainer.epochs' is not of the form key=value", "missing EQUAL"),
     "trainer.epochs=1,2": ("trainer.epochs=1,2", "--multirun"),
@@ -117,6 +136,9 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     ),
     "hydra.run.dir=${nope}": ("'nope' not found", "hydra.run.dir"),
     # a downloaded config.yaml
+    "--config-dir logged --config-name config optimizer=sgd": (
+        "optimizer is not in the defaults list of this config; change its values by key, optimizer.KEY=VALUE;",
+    ),
     "--config-dir not_yaml --config-name config": ("not_yaml/config.yaml", "line 2"),
     "--config-dir not_text --config-name config": ("--config-dir not_text", "can't decode byte 0xff"),
     "--config-dir no_schema --config-name config": ("the config must have `schema` first in its defaults list",),
@@ -140,6 +162,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "-m trainer.batch_size=64,5000": ("trainer.batch_size must be at most the", "got 5000"),
     "-m model=glob(zzz*)": ("the sweep has no runs: ", "model=glob(zzz*)"),
     "-m trainer.epochs=[": ("'trainer.epochs=[' is not of the form key=value",),
+    "-m experiment=1,2": ("Config group override must be a string or a list, the name of an option, got int",),
     "-m model=null": ("model=null", "must be a string or a list"),
     # searches
     "-m model.dropout=interval(0,0.5)": ("model.dropout=interval(0,0.5) needs a search: hydra/sweeper=random or",),
@@ -181,6 +204,10 @@ trainer: {epochs: 1}
 MINE = """
 import keras
 
+def probabilities(shape, classes):
+    images = keras.Input(shape, dtype="uint8")
+    return keras.Model(images, keras.layers.Dense(classes, "softmax")(keras.layers.Flatten()(images)))
+
 def buggy(shape, classes, *, width):
     return keras.Input(shape) + undefined
 """
@@ -212,6 +239,7 @@ def refused(tmp_path_factory):
         "no_group": GOOD_CONFIG.replace("optimizer: ", "# "),
         "unknown_key": GOOD_CONFIG.replace("epochs:", "epoch:"),
         "empty": "",
+        "logged": GOOD_CONFIG,
     }.items():
         (folder / name).mkdir()
         (folder / name / "config.yaml").write_text(text)
@@ -347,6 +375,12 @@ FAILING = {
         ("error: model.filters=[1,1,1,1,1] model.activation=relu trainer.batch_size=8: model.filters: 5 poo",),
         {},
     ),
+    "a model that ends in softmax": Failing(
+        f"name=x model._target_=mine.probabilities {BARE}",
+        2,
+        ("error: model._target_ must return a model of logits, got one that ends in Softmax: leave out",),
+        {"x-s0": "FAILED"},
+    ),
     "a bug of the user's": Failing(
         f"name=x model._target_=mine.buggy +model.width=3 {BARE}",
         1,
@@ -369,7 +403,8 @@ FAILING = {
 def failed(tmp_path_factory, with_store):
     """The answers to all of these, given by one process, and each one's folder."""
     folders = {name: with_store(tmp_path_factory.mktemp("failing")) for name in FAILING}
-    (folders["a bug of the user's"] / "mine.py").write_text(MINE)
+    for name in ("a bug of the user's", "a model that ends in softmax"):
+        (folders[name] / "mine.py").write_text(MINE)
     (folders["artifacts cannot be kept"] / "mlruns").write_text("in the way of a folder")
     cases = {name: Case(typed(f.typed), str(folders[name]), f.signal) for name, f in FAILING.items()}
     return commands(tmp_path_factory.mktemp("failed"), cases), folders

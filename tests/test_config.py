@@ -1,26 +1,39 @@
 """Every option composes, obeys the rules and fits its target; a logged config composes to the same config."""
 
+import ast
 import copy
+import dataclasses
+import functools
 import inspect
 import json
+import re
 import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import keras
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from mnist_exp import agreement, leaderboard, provenance, run
+from mnist_exp import agreement, data, leaderboard, provenance, run, sweep
+from mnist_exp import config as configuration
 from mnist_exp.config import (
     ACTIVATIONS,
     CONF_DIR,
     FACTS,
+    PACKAGE,
     RULES,
     STAND_INS,
+    Config,
+    ConfigError,
+    SweepConfig,
+    TrackingConfig,
+    TrainerConfig,
+    TrialConfig,
     changes_result,
     check,
     flatten,
@@ -29,6 +42,7 @@ from mnist_exp.config import (
     signature,
     to_yaml,
 )
+from mnist_exp.modules import FOLDER, user_code
 from mnist_exp.record import Record
 from mnist_exp.tracking import TrackedRun
 
@@ -56,11 +70,216 @@ def test_every_option_fits_the_signature_of_its_target(group, option):
         return
     parameters = inspect.signature(get_object(target)).parameters
     assert set(node) - {"_target_"} <= set(parameters)
-    accepted, required = signature(target)  # what is read from the source is what Python says
+    taken = signature(target)  # what is read from the source is what Python says
     named = [p for p in parameters.values() if p.kind is not p.VAR_KEYWORD]
-    assert accepted == {p.name for p in named}
-    assert required == {p.name for p in named if p.default is p.empty}
-    assert set(FACTS[group]) <= accepted | {"seed"}
+    assert taken.keywords == {p.name for p in named}
+    assert taken.required == {p.name for p in named if p.default is p.empty}
+    assert not taken.any_keyword
+    assert set(FACTS[group]) <= taken.keywords | {"seed"}
+
+
+# A valid value of each key, other than that of any option.
+OTHER = {
+    **{"hidden": [7], "filters": [7], "width": 7, "blocks": 2, "activation": "tanh", "dropout": 0.4},
+    **{"learning_rate": 0.5, "momentum": 0.6, "rho": 0.6, "beta_1": 0.6, "beta_2": 0.6},
+    **{"adam_beta_1": 0.6, "adam_beta_2": 0.6, "epsilon": 0.1, "initial_accumulator_value": 0.5, "weight_decay": 0.5},
+    **{"global_clipnorm": 0.5, "ema_momentum": 0.6, "exclude_layers": ["other"]},
+    **{"alpha": 0.5, "warmup": 0.5, "start": 0.5, "final": 0.5, "factor": 0.5, "drops": [0.3]},
+    **{"validation": 0.4, "split_seed": 5, "path": "elsewhere.npz"},
+}
+KEYS = [
+    (group, option, key, value)
+    for group, option in OPTIONS
+    for key, value in OmegaConf.load(CONF_DIR / group / f"{option}.yaml").items_ex(resolve=False)
+    if key != "_target_"
+]
+
+
+@functools.cache
+def option_of(group, option):
+    more = ["data=digits"] if group != "data" else ["data.path=x.npz"] if option == "file" else []
+    return composed(f"{group}={option}", *more)
+
+
+def with_value(group, option, key, value):
+    config = copy.deepcopy(option_of(group, option))
+    config[group][key] = value
+    return check(config)
+
+
+def built(group, config):
+    """What a config makes of a group."""
+    if group == "model":
+        keras.backend.clear_session()
+        with keras.StatelessScope(initialize_variables=False):  # of shapes only
+            return run.build_model(config.model, (28, 28, 1), 10).to_json()
+    if group == "data":
+        if sweep.is_auto(config):
+            config.sweep.data = "mnist"
+            sweep.settle(config)
+        return sweep.load(config).fingerprint
+    return str(run.build_optimizer(config.optimizer, config.schedule, 100).get_config())
+
+
+@pytest.mark.parametrize(("group", "option", "key", "value"), KEYS)
+def test_every_key_of_every_option_changes_the_identity_and_what_is_built(
+    group, option, key, value, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MNIST_EXP_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    arrays = data._digits_arrays()
+    four = data.Split(*(np.concatenate([array] * 4) for array in arrays.train))  # of which 5,000 may validate
+    monkeypatch.setattr(data, "_cached_mnist", lambda: arrays._replace(train=four))
+    np.savez("x.npz", **dict(zip(data.ARRAYS, (*arrays.train, *arrays.test), strict=True)))
+    other = not value if isinstance(value, bool) else OTHER[key]
+    if key == "path":  # is read; the identity has the fingerprint of the images there
+        with pytest.raises(data.DataError, match=r"elsewhere\.npz: no such file"):
+            built(group, with_value(group, option, key, other))
+        return
+    before, after = (with_value(group, option, key, v) for v in (value, other))
+    assert identity(before, {}) != identity(after, {})
+    assert built(group, before) != built(group, after)
+
+
+def test_every_key_of_the_schema_is_read_outside_of_it():
+    nodes = (TrainerConfig, TrackingConfig, TrialConfig, SweepConfig, Config)
+    keys = {f.name for node in nodes for f in dataclasses.fields(node)}
+    sources = [path.read_text() for path in PACKAGE.glob("*.py") if path.name != "config.py"]
+    read = {node.attr for text in sources for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    assert keys - read == {"augment"}  # of which `check` refuses any but none
+
+
+@pytest.mark.parametrize("given", ["augment._target_=mine.flip", "+augment.p=0.5", "augment._target_=[0]"])
+def test_an_augmentation_that_nothing_applies_is_refused(given):
+    with pytest.raises(ConfigError, match=r"^augment must be none: this version applies no augmentation, got"):
+        check(composed(given))
+
+
+WHOLE = [
+    (group, option, key, value)
+    for group, option, key, _ in KEYS
+    for value in (0, 1)
+    if key in RULES and RULES[key].real and RULES[key].holds(value) and (option, key, value) != ("lion", "beta_1", 0)
+]
+
+
+@pytest.mark.parametrize(("group", "option", "key", "value"), WHOLE)
+def test_a_whole_number_is_as_good_as_a_float(group, option, key, value):
+    whole, real = (with_value(group, option, key, v) for v in (value, float(value)))
+    assert identity(whole, {}) == identity(real, {})
+    assert type(getattr(whole, group)[key]) is float
+    built(group, whole)
+
+
+def test_lion_is_refused_a_beta_that_keras_refuses_it():
+    with pytest.raises(ConfigError, match=r"optimizer\.beta_1 must be a number above 0, below 1, got 0"):
+        check(composed("optimizer=lion", "optimizer.beta_1=0"))
+
+
+def test_a_number_that_no_float_holds_is_refused():
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate must be a number above 0, got 1000"):
+        check(composed(f"optimizer.learning_rate=1{'0' * 400}"))
+
+
+TARGETS = """
+import functools
+
+import keras
+from targets_elsewhere import builder, builder as again
+
+
+class Inherits(keras.optimizers.SGD):
+    pass
+
+
+class Takes(keras.optimizers.SGD):
+    def __init__(self, learning_rate, **options):
+        super().__init__(learning_rate, **options)
+
+
+def free(image_shape, num_classes, **options):
+    ...
+
+
+def anything(*facts, width):
+    ...
+
+
+half = functools.partial(builder, depth=2)
+
+
+class Family:
+    @staticmethod
+    def small(image_shape, num_classes, *, width=3):
+        ...
+"""
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("targets")
+    (folder / "targets_mine.py").write_text(TARGETS)
+    (folder / "targets_elsewhere.py").write_text("def builder(image_shape, num_classes, *, width, depth=1): ...")
+    (folder / "targets_torn.py").write_text("from targets_elsewhere import builder\nimport no_such_library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield "targets_mine"
+
+
+@pytest.mark.parametrize(
+    ("target", "keys"),
+    [
+        ("free", "+model.width=0.5 +model.anything=[1]"),
+        ("anything", "+model.width=0.5"),
+        ("builder", "+model.width=0.5 +model.depth=2"),
+        ("again", "+model.width=-1"),
+        ("half", "+model.width=3"),
+        ("Family.small", "+model.width=3"),
+        ("Family.small", ""),
+    ],
+)
+def test_any_callable_that_takes_the_facts_is_a_model_and_its_keys_mean_what_it_says(targets, target, keys):
+    config = check(composed("model=linear", f"model._target_={targets}.{target}", *keys.split()))
+    assert set(config.model) - {"_target_"} == {key.partition("=")[0].removeprefix("+model.") for key in keys.split()}
+
+
+@pytest.mark.parametrize("target", ["Inherits", "Takes"])
+def test_a_subclass_of_an_optimizer_takes_what_its_base_takes(targets, target):
+    config = check(
+        composed("data=digits", "optimizer=sgd", f"optimizer._target_={targets}.{target}", "optimizer.momentum=0.5")
+    )
+    optimizer = run.build_optimizer(config.optimizer, config.schedule, 100)
+    assert (type(optimizer).__name__, optimizer.momentum) == (target, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("model._target_=targets_mine.builder", "model.width is required by targets_mine.builder and missing"),
+        (
+            "model._target_=targets_mine.again +model.height=3",
+            "model.height is not a key of targets_mine.again; its keys: d",
+        ),
+        (
+            "model._target_=targets_mine.missing",
+            "must name a function or class that exists, got 'targets_mine.missing'",
+        ),
+        ("model._target_=targets_torn.builder", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("optimizer._target_=targets_mine.Takes ~optimizer.learning_rate", "optimizer.learning_rate is required by"),
+        ("optimizer._target_=targets_mine.Takes optimizer.learning_rate=-1", "learning_rate must be a number above 0"),
+        ("data._target_=targets_mine.again", "data._target_ must take validation, got 'targets_mine.again'"),
+    ],
+)
+def test_of_a_users_target_what_python_would_refuse_is_refused(targets, given, said):
+    bare = ["~optimizer.beta_1", "~optimizer.beta_2"] if "optimizer" in given else []
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check(composed("model=linear", *bare, *given.split()))
+
+
+def test_the_sources_of_a_users_targets_are_found(targets):
+    config = check(composed("model=linear", f"model._target_={targets}.Family.small"))
+    found = set(user_code(configuration.targets(config)).files)  # it imports the second
+    assert found == {f"{FOLDER}/{name}.py" for name in (targets, "targets_elsewhere")}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -688,3 +688,49 @@ def test_data_larger_than_the_machine_s_memory_are_refused(tmp_path: Path, monke
     monkeypatch.setattr(data.provenance, "memory", lambda: 300_000)
     with pytest.raises(DataError, match=r"own\.npz: holds 0\.0 GB of data, this machine has 0\.0$"):
         data.file(path=str(path))
+
+
+PIXELS, LABELS = np.zeros((4, 3, 3, 1), np.uint8), np.arange(4, dtype=np.int64) % 2
+PART = data.Split(PIXELS, LABELS)
+MINE = data.Dataset("mine", "nowhere", PART, PART, PART, 2, "abc")
+
+
+def test_a_data_set_of_a_user_that_keeps_the_rules_passes():
+    assert data.check_dataset(MINE) is MINE
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (PART, "a mnist_exp.data.Dataset, got Split"),
+        (None, "a mnist_exp.data.Dataset, got NoneType"),
+        (MINE._replace(fingerprint=""), "a Dataset whose fingerprint is a text, got ''"),
+        (MINE._replace(name=3), "a Dataset whose name is a text, got 3"),
+        (MINE._replace(num_classes=1), "a Dataset whose num_classes is at least 2, got 1"),
+        (MINE._replace(num_classes=2.0), "a Dataset whose num_classes is at least 2, got 2.0"),
+        (MINE._replace(train=(PIXELS, LABELS)), "a Dataset whose train is a mnist_exp.data.Split, got tuple"),
+        (
+            MINE._replace(test=PART._replace(images=PIXELS / 255)),
+            "test.images are uint8 (n, height, width, channels), n at",
+        ),
+        (MINE._replace(test=PART._replace(images=PIXELS[..., 0])), "n at least 1, got uint8 (4, 3, 3)"),
+        (MINE._replace(test=data.Split(PIXELS[:0], LABELS[:0])), "n at least 1, got uint8 (0, 3, 3, 1)"),
+        (MINE._replace(train=PART._replace(images=[1])), "n at least 1, got list (1,)"),
+        (
+            MINE._replace(train=PART._replace(labels=LABELS[:3])),
+            "train.labels are int64 (4,), one for each image, got int64 (3,)",
+        ),
+        (MINE._replace(train=PART._replace(labels=np.eye(4))), "one for each image, got float64 (4, 4)"),
+        (MINE._replace(validation=PART._replace(labels=LABELS + 1)), "validation.labels are in 0..1, got 1..2"),
+        (
+            MINE._replace(test=PART._replace(images=PIXELS[:, :2])),
+            "images have one shape, got [(3, 3, 1), (3, 3, 1), (2, 3, 1)]",
+        ),
+    ],
+)
+def test_a_data_set_of_a_user_that_breaks_a_rule_is_refused_in_one_line(returned, said):
+    with pytest.raises(data.DataError) as error:
+        data.check_dataset(returned)
+    assert str(error.value).startswith("data._target_ must return ")
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

@@ -1,11 +1,13 @@
 """Models: exact sizes, raw pixels in, logits out."""
 
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import devices, models
+from mnist_exp import RequestError, devices, models
 
 SHAPE, CLASSES = (28, 28, 1), 10
 DENSE = {"activation": "relu", "dropout": 0.0, "batch_norm": False}
@@ -40,6 +42,7 @@ def test_parameters_and_logits(name):
     logits = model(IMAGES).numpy()
     assert (logits.shape, logits.dtype) == ((6, CLASSES), np.float32)
     assert not np.allclose(logits.sum(axis=1), 1)  # logits, not probabilities
+    models.check(model, SHAPE, CLASSES)
 
 
 def test_linear_is_affine_in_pixels_scaled_to_one():
@@ -69,6 +72,101 @@ def test_logits_are_float32_under_mixed_precision(policy):
         assert model.layers[3].compute_dtype == policy.removeprefix("mixed_")
     finally:
         devices.fresh_session(0, "float32")
+
+
+def sequence(*layers, dtype="uint8"):
+    return keras.Sequential([keras.Input(SHAPE, dtype=dtype), keras.layers.Flatten(), *layers])
+
+
+def dense(units=CLASSES, activation=None, **options):
+    return keras.layers.Dense(units, activation=activation, **options)
+
+
+def nested(inner):
+    images = keras.Input(SHAPE, dtype="uint8")
+    return keras.Model(images, inner(images))
+
+
+class Subclassed(keras.Model):
+    def __init__(self, activation=None, units=CLASSES):
+        super().__init__()
+        self.flat, self.last = keras.layers.Flatten(), dense(units, activation)
+
+    def call(self, images):
+        return self.last(self.flat(images))
+
+
+def two_outputs():
+    images = keras.Input(SHAPE, dtype="uint8")
+    flat = keras.layers.Flatten()(images)
+    return keras.Model(images, [dense()(flat), dense()(flat)])
+
+
+def in_operations():
+    images = keras.Input(SHAPE, dtype="uint8")
+    return keras.Model(images, keras.ops.softmax(dense()(keras.layers.Flatten()(images))))
+
+
+SOFTMAX = "must return a model of logits, got one that ends in Softmax: leave out its last activation"
+ONE_EACH = "must return a model with one logit for each class, output shape (None, 10), got"
+WRONG = {
+    "softmax": (lambda: sequence(dense(activation="softmax")), SOFTMAX),
+    "softmax layer": (lambda: sequence(dense(), keras.layers.Softmax()), SOFTMAX),
+    "activation layer": (lambda: sequence(dense(), keras.layers.Activation("softmax")), SOFTMAX),
+    "softmax, then float32": (
+        lambda: sequence(dense(activation="softmax"), keras.layers.Activation("linear", dtype="float32")),
+        SOFTMAX,
+    ),
+    "softmax, reshaped": (lambda: sequence(dense(activation="softmax"), keras.layers.Reshape((CLASSES,))), SOFTMAX),
+    "nested": (lambda: nested(sequence(dense(activation="softmax"))), SOFTMAX),
+    "nested twice": (lambda: nested(nested(sequence(dense(), keras.layers.Softmax()))), SOFTMAX),
+    "subclassed": (lambda: Subclassed("softmax"), SOFTMAX),
+    "in operations": (in_operations, SOFTMAX),
+    "sigmoid": (lambda: sequence(dense(activation="sigmoid")), "got one that ends in Sigmoid"),
+    "relu": (lambda: sequence(dense(activation="relu")), "got one that ends in Relu"),
+    "too wide": (lambda: sequence(dense(CLASSES + 5)), f"{ONE_EACH} (None, 15)"),
+    "too narrow": (lambda: sequence(dense(1)), f"{ONE_EACH} (None, 1)"),
+    "subclassed, too wide": (lambda: Subclassed(units=CLASSES + 5), f"{ONE_EACH} (None, 15)"),
+    "not flat": (lambda: nested(dense()), f"{ONE_EACH} (None, 28, 28, 10)"),
+    "two outputs": (two_outputs, "must return a model with one output, got a list"),
+    "floats in": (lambda: sequence(dense(), dtype="float32"), 'keras.Input(image_shape, dtype="uint8"), got images of'),
+    "half precision": (lambda: sequence(dense(dtype="float16")), "of float32 logits, got float16: give its last layer"),
+    "other images": (
+        lambda: keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Flatten(), dense()]),
+        "must return a model that takes images of shape (28, 28, 1); calling it failed: ",
+    ),
+    "a layer": (dense, "must return a keras.Model, got Dense"),
+    "nothing": (lambda: None, "must return a keras.Model, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("shapes_only", [False, True], ids=["", "shapes_only"])
+def test_a_model_that_breaks_the_contract_is_refused_in_one_line(name, shapes_only):
+    build, said = WRONG[name]
+    scope = keras.StatelessScope(initialize_variables=False) if shapes_only else nullcontext()
+    with scope, pytest.raises(RequestError) as error:
+        models.check(build(), SHAPE, CLASSES)
+    assert str(error.value).startswith("model._target_ must return a ")
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+RIGHT = {
+    "sequential": lambda: sequence(dense(8, "softmax"), dense()),
+    "nested": lambda: nested(sequence(dense())),
+    "subclassed, unbuilt": Subclassed,
+    "log_softmax": lambda: sequence(dense(activation="log_softmax")),
+    "half precision inside": lambda: sequence(dense(8, "relu", dtype="mixed_float16"), dense(dtype="float32")),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_model_that_keeps_the_contract_passes_and_is_built(name):
+    model = RIGHT[name]()
+    models.check(model, SHAPE, CLASSES)
+    assert model.count_params() >= 784 * CLASSES / 2
+    assert model(IMAGES).shape == (6, CLASSES)
 
 
 def test_too_many_poolings_are_refused():

@@ -20,6 +20,28 @@ def stubborn(image_shape, num_classes):
     return model
 
 
+def probabilities(image_shape, num_classes):
+    images = keras.Input(image_shape, dtype="uint8")
+    return keras.Model(images, keras.layers.Dense(num_classes, "softmax")(keras.layers.Flatten()(images)))
+
+
+def wide(image_shape, num_classes):
+    images = keras.Input(image_shape, dtype="uint8")
+    return keras.Model(images, keras.layers.Dense(num_classes + 5)(keras.layers.Flatten()(images)))
+
+
+def no_rate(learning_rate, total_steps):
+    return lambda: learning_rate
+
+
+def negative(learning_rate, total_steps):
+    return keras.optimizers.schedules.PolynomialDecay(learning_rate, total_steps // 2, -learning_rate)
+
+
+def no_optimizer(learning_rate, **options):
+    return {"learning_rate": learning_rate}
+
+
 def broken(image_shape, num_classes):
     return keras.Model(undefined)
 """
@@ -43,7 +65,7 @@ def test_parameters_are_counted_without_the_weights(dataset):
 
 def test_what_is_counted_is_what_is_built(dataset):
     config = check(composed("data=digits", "model=residual", "model.batch_norm=true"))
-    built = preflight.build(config.model, dataset.image_shape, dataset.num_classes)
+    built = preflight.build_model(config.model, dataset.image_shape, dataset.num_classes)
     assert preflight.models([(config, dataset, "")]) == [built.count_params()]
 
 
@@ -62,8 +84,31 @@ def test_builders_of_a_user(dataset, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     mine = "model=linear model._target_=preflight_mine."
     assert models(dataset, f"{mine}stubborn") == [7850 + 10]
+    for builder, said in (
+        ("probabilities", "ends in Softmax"),
+        ("wide", r"output shape \(None, 10\), got \(None, 15\)"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{mine}{builder}: model._target_ must .*{said}"):
+            models(dataset, f"{mine}{builder}")
     with pytest.raises(ConfigError, match="broken: the model cannot be built: NameError: name 'undefined' is not"):
         models(dataset, f"{mine}broken")
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ("schedule._target_=preflight_mine.no_rate", "schedule._target_ must return a float or a keras LearningRateSc"),
+        ("schedule._target_=preflight_mine.negative", "schedule._target_ must give a rate of at least 0 at each step"),
+        ("optimizer._target_=preflight_mine.no_optimizer", "must return a keras.Optimizer, got dict"),
+    ],
+)
+def test_schedules_and_optimizers_of_a_user(dataset, job, said, tmp_path, monkeypatch):
+    (tmp_path / "preflight_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        models(dataset, f"model=linear {job}")
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_an_optimizer_that_keras_refuses(dataset, monkeypatch):
