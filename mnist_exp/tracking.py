@@ -331,12 +331,12 @@ class _Sender:
             if self._succeeded > succeeded:
                 succeeded, moved = self._succeeded, now
             if now - moved > STALLED_SECONDS:
-                raise RunError(f"nothing arrived for {STALLED_SECONDS:.0f} s, {self._left()} calls are left")
+                raise RunError(f"nothing arrived for {STALLED_SECONDS:.0f} s, calls left: {self._left()}")
             if now - reported > PROGRESS_SECONDS:
                 reported = now
-                print(f"tracking: the store is slow, {self._left()} calls are left; Ctrl-C ends this", file=sys.stderr)
+                print(f"tracking: the store is slow, calls left: {self._left()}; Ctrl-C ends this", file=sys.stderr)
             if signals and now - began > PROGRESS_SECONDS:
-                raise RunError(f"interrupted, {self._left()} calls are left")
+                raise RunError(f"interrupted, calls left: {self._left()}")
 
     def stop(self) -> None:
         """End the thread after the call that it makes at the moment."""
@@ -495,9 +495,10 @@ class RunLog:
 
     def _send_missing(self) -> None:
         """Send the files again that the store lacks: its artifact folder may have been deleted in the meantime."""
-        for path in self._missing():
+        missing = self._missing()
+        for path in missing:
             self._send_file(path)
-        if missing := self._missing():
+        if missing and (missing := self._missing()):
             names = ", ".join(path.relative_to(self.folder).as_posix() for path in missing)
             raise RunError(f"{len(missing)} of {len(self._files)} files did not arrive: {names[:300]}")
 
