@@ -262,6 +262,7 @@ def test_trust_lets_targets_and_values_pass_but_no_tricks():
         ("sqlite:///x.db", "", False),
         ("http://127.0.0.1:1", provenance.process(), False),
     ],
+    ids=["here", "elsewhere", "unknown", "server"],
 )
 def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_model(uri, process, own, monkeypatch):
     files = {"config.yaml": model("tests.test_trust.mine", size="3").encode(), "overrides.yaml": b"[a=1]"}
