@@ -1,16 +1,17 @@
 """What a sweep would come to, before its first run: every model built on shapes only, its time and its disk space."""
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
 
 import keras
 
-from mnist_exp import RequestError, devices
-from mnist_exp.config import Config, ConfigError
+from mnist_exp import RequestError, devices, provenance
+from mnist_exp.config import Config, ConfigError, build
 from mnist_exp.data import Dataset
 from mnist_exp.run import build_model, build_optimizer
 from mnist_exp.tracking import Store, similar_runs
@@ -35,11 +36,19 @@ class Plan(NamedTuple):
         return f"{', '.join(times)}; {self.bytes / 1e6:,.0f} MB on disk"
 
 
-def models(jobs: Sequence[tuple[Config, Dataset, str]]) -> list[int]:
+class Size(NamedTuple):
+    """What a model holds."""
+
+    parameters: int
+    outputs: int  # of the largest layer, for one image
+
+
+def models(jobs: Sequence[tuple[Config, Dataset, str]], memory: int | None = None) -> list[int]:
     """Build the model and the optimizer of each job, each kind of it once, without allocating weights.
 
     Args:
         jobs: config, data, and the overrides that set the job apart.
+        memory: bytes of the machine that runs the jobs, if that is known.
 
     Returns:
         The number of parameters of each job's model.
@@ -50,16 +59,55 @@ def models(jobs: Sequence[tuple[Config, Dataset, str]]) -> list[int]:
     counts: list[int] = []
     mistakes: dict[str, list[str]] = {}
     for config, dataset, swept in jobs:
-        steps = config.trainer.epochs * -(-len(dataset.train.labels) // config.trainer.batch_size)
-        precision = config.trainer.precision
         try:
-            counts.append(_parameters(json.dumps(config.model), dataset.image_shape, dataset.num_classes, precision))
-            _check_optimizer(json.dumps([config.optimizer, config.schedule]), steps)
+            counts.append(_check_job(config, dataset, memory))
         except RequestError as error:
             mistakes.setdefault(str(error), []).append(swept)
     if mistakes:
         raise ConfigError("\n".join(_line(*mistake) for mistake in mistakes.items()))
     return counts
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Refuse a run on this machine whose model or optimizer cannot be built, before the run begins.
+
+    An exception of a user's own builder is left to the run, which records its traceback.
+
+    Raises:
+        RequestError: names what cannot be built, or the devices or the memory that are missing.
+    """
+    targets = (node["_target_"] for node in (config.model, config.optimizer, config.schedule))
+    ours = all(target.startswith(("mnist_exp.", "keras.")) for target in targets)
+    devices.configure(config.trainer.devices, config.trainer.threads or provenance.cores())
+    try:
+        _check_job(config, dataset, provenance.memory())
+    except RequestError as error:
+        if ours or error.__cause__ is None:
+            raise
+
+
+def _check_job(config: Config, dataset: Dataset, memory: int | None) -> int:
+    settings = config.trainer
+    size = _size(json.dumps(config.model), dataset.image_shape, dataset.num_classes, settings.precision)
+    _check_optimizer(
+        json.dumps([config.optimizer, config.schedule]),
+        settings.epochs * -(-len(dataset.train.labels) // settings.batch_size),
+    )
+    on_cpu = settings.devices.startswith("cpu") or not provenance.may_have_gpu()
+    if memory is not None and on_cpu:
+        _check_memory(size, settings.batch_size, 4 if settings.precision == "float32" else 2, memory)
+    return size.parameters
+
+
+def _check_memory(size: Size, batch_size: int, width: int, memory: int) -> None:
+    """Training holds at least the weights, as many gradients, and the largest layer's outputs for a batch."""
+    needed = 8 * size.parameters + width * batch_size * size.outputs
+    if needed > memory:
+        raise RequestError(
+            f"this model needs at least {needed / 1e9:,.0f} GB, the machine has {memory / 1e9:,.0f}: it has"
+            f" {size.parameters:,} parameters, and its largest layer has {size.outputs:,} outputs for each of the"
+            f" {batch_size:,} images of a batch"
+        )
 
 
 def _line(mistake: str, swept: Sequence[str]) -> str:
@@ -68,28 +116,51 @@ def _line(mistake: str, swept: Sequence[str]) -> str:
 
 
 @cache
-def _parameters(model: str, image_shape: tuple[int, int, int], classes: int, precision: str) -> int:
-    devices.fresh_session(0, precision)
+def _size(model: str, image_shape: tuple[int, int, int], classes: int, precision: str) -> Size:
+    keras.config.set_dtype_policy(precision)
     facts = (json.loads(model), image_shape, classes)
-    try:
+    with _explained("the model cannot be built"):
         with suppress(Exception), keras.StatelessScope(initialize_variables=False):
-            return int(build_model(*facts).count_params())
-        return int(build_model(*facts).count_params())  # a builder may want real weights, which the scope forbids
-    except RequestError:
-        raise
-    except Exception as error:
-        raise RequestError(f"the model cannot be built: {type(error).__name__}: {_first_line(error)}") from error
+            return _measure(build_model(*facts))
+        return _measure(build_model(*facts))  # a builder may want real weights, which the scope forbids
+
+
+def _measure(model: keras.Model) -> Size:
+    outputs = [0]
+    for layer in model.layers:
+        with suppress(AttributeError, ValueError):  # a layer that was called twice or never has no output
+            outputs += [math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(layer.output)]
+    return Size(int(model.count_params()), max(outputs))
 
 
 @cache
 def _check_optimizer(optimizer_and_schedule: str, steps: int) -> None:
-    try:
-        optimizer, schedule = json.loads(optimizer_and_schedule)
+    optimizer, schedule = json.loads(optimizer_and_schedule)
+    with _explained("the optimizer cannot be built"):
         build_optimizer(optimizer, schedule, steps)
+    if optimizer["_target_"].startswith("keras."):
+        _check_step(json.dumps({**optimizer, "learning_rate": 0.1}))
+
+
+@cache
+def _check_step(optimizer: str) -> None:
+    """Take one step: Keras notices many a wrong argument, such as clipnorm=x, only then."""
+    with _explained("the optimizer cannot be applied"):
+        variable = keras.Variable(keras.ops.zeros((2, 2), "float32"), dtype="float32")
+        built = build(json.loads(optimizer))
+        built.build([variable])
+        built.scale_loss(keras.ops.zeros(()))
+        built.apply([keras.ops.zeros((2, 2), "float32")])
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
     except RequestError:
         raise
     except Exception as error:
-        raise RequestError(f"the optimizer cannot be built: {type(error).__name__}: {_first_line(error)}") from error
+        raise RequestError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -270,8 +270,10 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     store = tracking.open_store(uri, config.tracking.experiment)
     warn_unrecorded([config])
     import_tensorflow()
+    from mnist_exp import preflight
     from mnist_exp.run import run_experiment
 
+    preflight.check(config, dataset)
     output = Path("outputs", time.strftime("%Y-%m-%d"), f"{time.strftime('%H-%M-%S')}-{time.time_ns() % 10**9:09}")
     output.mkdir(parents=True)
     tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
@@ -281,6 +283,11 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     except RunError:
         if not reports:  # else it failed as the original did, and was compared
             raise
+    except (RequestError, OSError):
+        raise
+    except Exception as error:  # such as Keras' answer to an argument of a wrong type
+        text = str(error).strip().partition("\n")[0]
+        raise RunError(f"{type(error).__name__}: {text} (the run has a traceback.txt)") from error
     return reports[0]
 
 

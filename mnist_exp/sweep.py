@@ -198,7 +198,8 @@ def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") 
 
         trainer = missing[0][0].config.trainer
         devices.configure(trainer.devices if here else "cpu", trainer.threads or provenance.cores())
-        sizes = preflight.models([(job.config, data, job.swept) for job, data in missing])
+        memory = provenance.memory() if here else None
+        sizes = preflight.models([(job.config, data, job.swept) for job, data in missing], memory)
         sized = [(job.config, data, size) for (job, data), size in zip(missing, sizes, strict=True)]
         span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
         said += f"; models of {span} parameters; {preflight.plan(sized, store)}"

@@ -91,8 +91,10 @@ def _train(config: Config) -> float | list[float]:
             return _objective(config, known)
         tags, retries = job_tags(config.sweep.id, settings.job.num), config.sweep.retries
     import_tensorflow()
+    from mnist_exp import preflight
     from mnist_exp.run import run_experiment
 
+    preflight.check(config, dataset)
     output = Path(settings.runtime.output_dir)
     watched = _watched(config)
     result = attempt(lambda: run_experiment(config, dataset, store, output, tags, overrides, **watched), retries)

@@ -6,6 +6,7 @@ them, for builders that take these; `_target_`s outside the allow list need the 
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +16,24 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp.config import CONF_DIR, FACTS, LOGGED_DEFAULTS, PACKAGE, Config, ConfigError, SweepConfig, check, explain
+from mnist_exp.config import (
+    CONF_DIR,
+    FACTS,
+    LOGGED_DEFAULTS,
+    PACKAGE,
+    Config,
+    ConfigError,
+    SweepConfig,
+    check,
+    explain,
+    flatten,
+)
 
 MAX_BYTES = 2**16
 MAX_DEPTH = 6  # a logged config nests three deep
 MAX_SCALAR = 1000
+MAX_LAYERS = 64  # entries of a list, and blocks: Keras takes seconds to build a hundred layers
+MAX_INTEGER = 2**31 - 1  # TensorFlow counts in 32 bits
 ADVICE = "--trust runs it if you know where it comes from"
 # No optimizer or schedule by itself.
 _BASES = {"LearningRateSchedule", "LossScaleOptimizer", "MultiOptimizer", "Optimizer", "OptimizerMap"}
@@ -38,7 +52,9 @@ def read_config(content: bytes, *, trusted: bool = False) -> Config:
         ConfigError: it is not plain data, names what may not be called, or makes no sense; a line for each mistake.
     """
     tree = _parse(content)
-    mistakes = list(_foreign(tree)) + ([] if trusted else [line for group in FACTS for line in _unsafe(tree, group)])
+    mistakes = list(_foreign(tree))
+    if not trusted:
+        mistakes += [*_costly(tree), *(line for group in FACTS for line in _unsafe(tree, group))]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     # As in the defaults list of a logged config: keys that came after it was logged have today's defaults.
@@ -114,8 +130,26 @@ def _unsafe(tree: dict[str, Any], group: str) -> Iterator[str]:
     if not (group == "augment" and target is None) and target not in (allowed := builders(group)):
         yield f"{group}._target_ must be one of {', '.join(allowed) or 'null'}, got {target!r}; {ADVICE}"
     for key, value in node.items():
-        if any(isinstance(entry, dict | list) for entry in (value if isinstance(value, list) else [value])):
+        entries = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, dict | list) for entry in entries):
             yield f"{group}.{key} must be a number, a text, or a list of them, got {str(value)[:60]}; {ADVICE}"
+        elif len(entries) > MAX_LAYERS or (key == "blocks" and type(value) is int and value > MAX_LAYERS):
+            yield f"{group}.{key} must be at most {MAX_LAYERS} layers or values, got {str(value)[:60]}; {ADVICE}"
+        elif group == "optimizer" and key != "_target_" and not all(map(_is_plain, entries)):
+            # Muon searches the names of layers for `exclude_layers`: an expression may take for ever.
+            yield f"{group}.{key} must have no text but plain names, got {str(value)[:60]!r}; {ADVICE}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is no text, or one without a sign that means something in a regular expression, but for dots."""
+    return not isinstance(value, str) or re.fullmatch(r"[\w./-]*", value) is not None
+
+
+def _costly(tree: dict[str, Any]) -> Iterator[str]:
+    for key, value in flatten(tree).items():
+        for entry in value if isinstance(value, list) else [value]:
+            if type(entry) is int and abs(entry) > MAX_INTEGER:
+                yield f"{key[:60]} must have no number beyond {MAX_INTEGER}, got {str(entry)[:20]}...; {ADVICE}"
 
 
 def builders(group: str) -> list[str]:

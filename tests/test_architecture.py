@@ -51,7 +51,7 @@ OWN = {
     "search": {"config", "terminal"},
     "launcher": {"provenance", "terminal", "tracking"},
     "preloaded": {"sweep", "tracking"},
-    "preflight": {"config", "data", "devices", "run", "tracking"},
+    "preflight": {"config", "data", "devices", "provenance", "run", "tracking"},
     "sweep": {
         *("config", "data", "devices", "launcher", "modules", "plots", "preflight", "provenance", "redact"),
         *("resident", "run", "search", "terminal", "tracking"),

@@ -387,6 +387,12 @@ FAILING = {
         ("mine.py", "error: run x-s0 failed: NameError: name 'undefined' is not defined"),
         {"x-s0": "FAILED"},
     ),
+    "a model larger than the machine": Failing(
+        "name=x model.hidden=[1000000,1000000]", 2, ("error: this model needs at least 8,00", "GB, the machine has"), {}
+    ),
+    "an argument of a wrong type": Failing(
+        "name=x +optimizer.clipnorm=x", 2, ("error: the optimizer cannot be applied: ",), {}
+    ),
     "artifacts cannot be kept": Failing("name=x", 1, ("error: run x-s0 failed: ", "mlruns"), {"x-s0": "FAILED"}),
     "Ctrl-C": Failing("name=x trainer.epochs=100000", 130, (), {"x-s0": "KILLED"}, ("epoch 3/", signal.SIGINT)),
     "Ctrl-C in a sweep": Failing(

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mnist_exp import data, preflight
+from mnist_exp import RequestError, data, preflight
 from mnist_exp.config import ConfigError, check
 from tests.test_config import composed
 
@@ -151,3 +151,71 @@ def test_plan_adds_up_jobs_and_names_what_is_unknown(dataset, monkeypatch):
 @pytest.mark.parametrize(("seconds", "said"), [(59.6, "1 min 0 s"), (185, "3 min 5 s"), (7300, "2 h 1 min")])
 def test_plan_says_the_time(seconds, said):
     assert str(preflight.Plan(seconds, [], 10**9)) == f"about {said} one after the other; 1,000 MB on disk"
+
+
+def refused(dataset, *options):
+    """What a single run is refused with, on a machine with 23 GB."""
+    with pytest.raises(RequestError) as error:
+        preflight.check(check(composed("data=digits", *options)), dataset)
+    return str(error.value)
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    monkeypatch.setattr(preflight.devices, "configure", lambda *_: None)  # the tests before have begun to compute
+    monkeypatch.setattr(preflight.provenance, "memory", lambda: 23 * 10**9)
+    monkeypatch.setattr(preflight.provenance, "may_have_gpu", lambda: False)
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_a_model_larger_than_the_memory_is_refused(dataset, monkeypatch):
+    wide = "model.hidden=[100000,100000]"
+    assert refused(dataset, wide) == (
+        "this model needs at least 81 GB, the machine has 23: it has 10,079,600,010 parameters, and its largest layer"
+        " has 100,000 outputs for each of the 128 images of a batch"
+    )
+    # Few weights, but 28 x 28 x 100,000 outputs for each image.
+    assert refused(dataset, "model=cnn", "model.filters=[100000]").startswith("this model needs at least 42 GB")
+    fits = check(composed("data=digits", "model.hidden=[10000,10000]"))
+    preflight.check(fits, dataset)
+    with pytest.raises(ConfigError, match=r"^seed=1: this model needs at least 81 GB"):
+        preflight.models([(check(composed("data=digits", wide)), dataset, "seed=1")], 23 * 10**9)
+    monkeypatch.setattr(preflight.provenance, "may_have_gpu", lambda: True)
+    preflight.check(check(composed("data=digits", wide)), dataset)  # a GPU has a memory of its own
+    assert refused(dataset, wide, "trainer.devices=cpu").startswith("this model needs at least 81 GB")
+
+
+@pytest.mark.usefixtures("small_machine")
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("+optimizer.clipnorm=x", "the optimizer cannot be applied: "),
+        ("+optimizer.loss_scale_factor=x", "the optimizer cannot be applied: "),
+        ("+optimizer.gradient_accumulation_steps=[1]", "the optimizer cannot be built: TypeError: "),
+        ("model.hidden=[2147483647,2147483647,2147483647]", "this model needs at least "),
+    ],
+)
+def test_a_single_run_is_refused_for_what_keras_refuses(dataset, option, said):
+    assert refused(dataset, option).startswith(said)
+
+
+SIZED = """
+import keras
+
+def large(image_shape, num_classes):
+    images = keras.Input(image_shape, dtype="uint8")
+    features = keras.layers.Dense(10**8)(keras.layers.Flatten()(images))
+    return keras.Model(images, keras.layers.Dense(num_classes)(features))
+
+def broken(image_shape, num_classes):
+    return keras.Model(undefined)
+"""
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_a_user_s_builder_is_measured_and_its_bugs_are_left_to_the_run(dataset, tmp_path, monkeypatch):
+    (tmp_path / "sized.py").write_text(SIZED)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "~model.hidden ~model.activation ~model.dropout ~model.batch_norm model._target_=sized"
+    preflight.check(check(composed("data=digits", *f"{own}.broken".split())), dataset)
+    assert refused(dataset, *f"{own}.large".split()).startswith("this model needs at least 687 GB")

@@ -135,6 +135,26 @@ HOSTILE = {
     "_args_": (changed("hidden: [3]", "hidden: [3], _args_: [x]"), "model._args_ is not a key of"),
     "_partial_": (changed("hidden: [3]", "hidden: [3], _partial_: true"), "model._partial_ is not a key of"),
     "a key that is none": (changed("hidden: [3]", "hidden: [3], 1: 2"), "model has a key that is no name"),
+    # costs
+    "threads": (changed("epochs: 2", "epochs: 2, threads: 1000000"), "trainer.threads must be null or a whole number,"),
+    "devices": (changed("epochs: 2", "epochs: 2, devices: 'cpu:100000'"), "trainer.devices must be auto, cpu, gpu, or"),
+    "layers": (changed("[3]", f"{[1] * 65}"), "model.hidden must be at most 64 layers or values"),
+    "blocks": (
+        model("mnist_exp.models.residual", width=1, blocks=65, activation="relu", dropout=0.0, batch_norm="false"),
+        "model.blocks must be at most 64 layers or values, got 65; --trust",
+    ),
+    "epochs": (changed("epochs: 2", "epochs: 10000000000000"), "trainer.epochs must have no number beyond 2147483647"),
+    "width": (changed("[3]", "[10000000000000]"), "model.hidden must have no number beyond 2147483647"),
+    "a search without end": (
+        optimizer("keras.optimizers.Muon", exclude_layers="['(a+)+$']"),
+        "optimizer.exclude_layers must have no text but plain names, got \"['(a+)+$']\"; --trust",
+    ),
+    "a search in a text": (optimizer("keras.optimizers.Muon", exclude_layers="'a|b'"), "must have no text but plain"),
+    "many unknown keys": (GOOD + "".join(f"k{number}: 1\n" for number in range(6000)), "'k0' is not a key of a config"),
+    "many unknown keys of a group": (
+        changed("hidden: [3]", "hidden: [3], " + ", ".join(f"k{number}: 1" for number in range(5000))),
+        "model.k0 is not a key of mnist_exp.models.mlp",
+    ),
     # interpolations
     "environment": (changed("mlp-adam", "${oc.env:HOME}"), "'${oc.env:HOME}' is not allowed"),
     "decode": (changed("seed: 0", "seed: ${oc.decode:'1'}"), "is not allowed"),
@@ -207,6 +227,20 @@ def test_a_hostile_config_is_refused_in_a_line(case, refusals):
     assert HOSTILE[case][1] in first
     assert all(line.startswith("error: ") for line in others)
     assert all(line.isprintable() and len(line) < 2000 for line in (first, *others))
+
+
+@pytest.mark.parametrize(("case", "rest"), [("many unknown keys", "5,980"), ("many unknown keys of a group", "4,980")])
+def test_at_most_twenty_mistakes_are_named(case, rest, refusals):
+    lines = refusals[0][case][1].splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == f"error: ... and {rest} more"
+
+
+def test_plain_names_of_layers_are_accepted_and_trust_lifts_the_bounds():
+    plain = optimizer("keras.optimizers.Muon", exclude_layers="[dense_1/kernel, logits]")
+    assert read_config(plain.encode()).optimizer["exclude_layers"] == ["dense_1/kernel", "logits"]
+    own = optimizer("keras.optimizers.Muon", exclude_layers="['.*bias$']").replace("[3]", f"{[1] * 65}")
+    assert len(read_config(own.encode(), trusted=True).model["hidden"]) == 65
 
 
 def test_hostile_configs_run_import_and_leave_nothing(refusals):
