@@ -69,8 +69,8 @@ def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool
 
 
 def _slow_in_cpu_xla(layer: keras.Layer) -> bool:
-    convolves = "Conv" in type(layer).__name__
-    draws = hasattr(layer, "seed_generator") and type(layer).__module__.startswith("keras.")
+    convolves = any("Conv" in kind.__name__ for kind in type(layer).__mro__)  # a subclass may have any name
+    draws = any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values())
     return convolves or draws
 
 
@@ -137,7 +137,7 @@ def fit(
             validation_data=_untuned(feed.validation),
             initial_epoch=done,
             epochs=done if report.stopped else epochs,
-            callbacks=[*callbacks, report, keep],
+            callbacks=[*feed.callbacks, *callbacks, report, keep],
             shuffle=False,
             verbose=0,
         )
@@ -154,6 +154,7 @@ class _Feed(NamedTuple):
     per_epoch: int  # elements an epoch
     validation: tf.data.Dataset
     compile_seconds: float
+    callbacks: Sequence[keras.callbacks.Callback] = ()  # before all others
 
 
 @contextmanager
@@ -174,7 +175,9 @@ def _feed(
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
         elements, per_epoch = _epochs(dataset.train, orders, batch_size, replicas, first_epoch)
-        yield _Feed(model, elements, per_epoch, _validation_batches(dataset.validation, replicas), 0.0)
+        validation = _validation_batches(dataset.validation, replicas)
+        means = [_OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
+        yield _Feed(model, elements, per_epoch, validation, 0.0, means)
 
 
 def _epochs(
@@ -184,8 +187,7 @@ def _epochs(
 
     Each batch is divided equally among the replicas: some of its images come twice, the second time with weight 0. The
     weights of the others make the loss the mean over the batch's own images, so the gradient is that of one device.
-    Two things are not: the running metrics of an epoch count a padded batch as one of its padded size, and batch
-    normalisation sees the repeated images.
+    `_OwnMeans` corrects the epoch's metrics. Batch normalisation is not exact: it sees the repeated images.
     """
     images, replicated = len(split.labels), replicas > 1
     pixels, labels = tf.constant(split.images), tf.constant(split.labels)
@@ -226,6 +228,31 @@ def _padded(places: np.ndarray, replicas: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _multiple(count: int, replicas: int) -> int:
     return -(-count // replicas) * replicas
+
+
+class _OwnMeans(keras.callbacks.Callback):
+    """First of the callbacks of padded batches: makes the epoch's metrics means over its own images.
+
+    Keras weighs each batch by its padded size. All batches but the last are padded alike, so the share of the last one
+    is all that is wrong. The metrics before it and after it give its part, and the factor corrects this part.
+    """
+
+    def __init__(self, images: int, batch_size: int, replicas: int) -> None:
+        super().__init__()
+        full, last = divmod(images - 1, batch_size)
+        last, padded = last + 1, _multiple(last + 1, replicas)
+        self.factor = last / images * (full * _multiple(batch_size, replicas) + padded) / padded
+        self.before: dict[str, float] = {}  # the running metrics before the last batch
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if batch == self.params["steps"] - 2:
+            # `logs` is a mean of the replicas' own results, which do not hold all of one another's images.
+            self.before = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        logs = {} if logs is None else logs  # Keras hands the same dictionary to the callbacks after this one
+        for name, mean in self.before.items():
+            logs[name] = mean + (logs[name] - mean) * self.factor
 
 
 def _untuned(elements: tf.data.Dataset) -> tf.data.Dataset:

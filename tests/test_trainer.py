@@ -209,7 +209,7 @@ def test_an_interrupted_model_has_the_state_it_came_to():
     assert int(optimizer.iterations) == 16
 
 
-def interrupted(folder, execution, build, make_optimizer, make_callbacks, after):
+def interrupted(folder, execution, build, make_optimizer, make_callbacks, after, precision):
     """Train for five epochs, in one sitting without a folder, else in one that ends `after` an epoch and another."""
     seen = []
 
@@ -220,7 +220,7 @@ def interrupted(folder, execution, build, make_optimizer, make_callbacks, after)
 
     def sit():
         seen.clear()
-        devices.fresh_session(4, "float32")
+        devices.fresh_session(4, precision)
         model = build()
         settings = {"epochs": 5, "batch_size": 64, "seed": 4, "execution": execution, "on_epoch": watch}
         fitted = trainer.fit(
@@ -236,32 +236,50 @@ def interrupted(folder, execution, build, make_optimizer, make_callbacks, after)
     return sit()
 
 
+def scaled_adamw():
+    """The loss scale begins so high that float16 overflows, falls, and then rises every third step."""
+    inner = keras.optimizers.AdamW(
+        schedules.cosine(0.01, 35, alpha=0.0), weight_decay=0.01, use_ema=True, global_clipnorm=1.0
+    )
+    return keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**20, dynamic_growth_steps=3)
+
+
 def stop_at_once():
     return [trainer.early_stopping("val_loss", 1)]
 
 
 @pytest.mark.parametrize(
-    ("execution", "build", "make_optimizer", "make_callbacks"),
+    ("execution", "build", "make_optimizer", "make_callbacks", "precision"),
     [
         pytest.param(
             RESIDENT,
             lambda: mlp(dropout=0.2, batch_norm=True),
             lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
             lambda: [trainer.early_stopping("val_loss", 9)],
+            "float32",
             id="resident",
         ),
+        pytest.param(RESIDENT, mlp, scaled_adamw, list, "mixed_float16", id="float16"),
         pytest.param(
-            RESIDENT, mlp, lambda: keras.optimizers.SGD(2.0), stop_at_once, id="stopped", marks=pytest.mark.slow
+            RESIDENT,
+            mlp,
+            lambda: keras.optimizers.SGD(2.0),
+            stop_at_once,
+            "float32",
+            id="stopped",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(KERAS, lambda: mlp(dropout=0.2), OPTIMIZERS["sgd"], list, id="keras", marks=pytest.mark.slow),
+        pytest.param(
+            KERAS, lambda: mlp(dropout=0.2), OPTIMIZERS["sgd"], list, "float32", id="keras", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
-    tmp_path, execution, build, make_optimizer, make_callbacks
+    tmp_path, execution, build, make_optimizer, make_callbacks, precision
 ):
-    whole = interrupted(None, execution, build, make_optimizer, make_callbacks, None)
+    whole = interrupted(None, execution, build, make_optimizer, make_callbacks, None, precision)
     for after in (1, 3) if execution == RESIDENT else (2,):
-        again = interrupted(tmp_path / str(after), execution, build, make_optimizer, make_callbacks, after)
+        again = interrupted(tmp_path / str(after), execution, build, make_optimizer, make_callbacks, after, precision)
         assert again == whole
 
 
@@ -347,15 +365,33 @@ def test_execution_names_the_layers_that_rule_out_xla_on_a_cpu():
         assert name in execution.why
 
 
+class Blur(keras.layers.Conv2D):
+    """A user's own kind of convolution, whose name does not say so."""
+
+
+class Holder(keras.layers.Layer):
+    """A layer that holds layers in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [Blur(2, 3, name="held"), keras.layers.RandomRotation(0.1, name="turn")]
+
+    def call(self, images):
+        for part in self.parts:
+            images = part(images)
+        return images
+
+
 def test_a_convolution_in_a_model_within_the_model_rules_out_xla_on_a_cpu():
     inner = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3, name="deep")], name="inner")
     wrapped = keras.layers.TimeDistributed(keras.layers.Conv1D(2, 3, name="wrapped"))
     images = keras.Input((28, 28, 1), dtype="uint8")
-    logits = keras.layers.Dense(10)(keras.layers.Flatten()(wrapped(keras.Sequential([inner], name="outer")(images))))
+    held = Holder()(keras.Sequential([inner], name="outer")(images))
+    logits = keras.layers.Dense(10)(keras.layers.Flatten()(wrapped(held)))
     chosen = trainer.choose_execution("auto", keras.Model(images, logits), 1, gpu=False)
     assert not chosen.xla
-    assert "deep" in chosen.why
-    assert "wrapped" in chosen.why
+    for name in ("deep", "wrapped", "held", "turn"):
+        assert name in chosen.why
 
 
 def test_resident_on_several_devices_is_refused():
@@ -399,8 +435,8 @@ from tests.test_trainer import small
 replicas = int(sys.argv[1])
 found = []
 strategy = devices.configure(f"cpu:{replicas}" if replicas > 1 else "cpu", 2)
-for images, validation, batch_size in json.loads(sys.argv[2]):
-    devices.fresh_session(0, "float32")
+for images, validation, batch_size, precision in json.loads(sys.argv[2]):
+    devices.fresh_session(0, precision)
     with strategy.scope() if strategy else tf.device(None):
         model, optimizer = models.linear((28, 28, 1), 10), keras.optimizers.SGD(0.05)
     execution = trainer.choose_execution("auto", model, replicas, gpu=False)
@@ -414,7 +450,8 @@ print(json.dumps(found))
 
 def test_any_number_of_images_on_any_number_of_devices_is_as_on_one():
     """Numbers of training and validation images and batch sizes that 2 or 3 devices cannot divide."""
-    sizes = [(1, 1, 1), (2, 3, 2), (65, 287, 32), (101, 2, 50)]
+    sizes = [(1, 1, 1, "float32"), (2, 3, 2, "float32"), (65, 287, 32, "float32"), (101, 2, 50, "float32")]
+    sizes.append((65, 2, 32, "mixed_float16"))
 
     def run(replicas):
         command = [sys.executable, "-c", SIZES, str(replicas), json.dumps(sizes)]
@@ -425,13 +462,18 @@ def test_any_number_of_images_on_any_number_of_devices_is_as_on_one():
     one = run(1)
     for replicas in (2, 3):
         for ours, theirs, size in zip(run(replicas), one, sizes, strict=True):
-            for metric in ("val_loss", "val_accuracy"):
-                np.testing.assert_allclose(ours[0][metric], theirs[0][metric], rtol=1e-6, err_msg=f"{replicas} {size}")
-            counted = (replicas - 1) / size[0]  # the last batch may count as some images more than it has
-            np.testing.assert_allclose(ours[0]["train_accuracy"], theirs[0]["train_accuracy"], atol=counted)
+            said, exact = f"{replicas} devices, {size}", size[3] == "float32"
+            for metric, rtol in (
+                ("val_loss", 1e-6),
+                ("val_accuracy", 1e-6),
+                ("train_loss", 1e-5),
+                ("train_accuracy", 1e-6),
+            ):
+                rtol = rtol if exact else 0.02
+                np.testing.assert_allclose(ours[0][metric], theirs[0][metric], rtol=rtol, err_msg=said)
             for a, b in zip(ours[1], theirs[1], strict=True):
-                np.testing.assert_allclose(a, b, atol=1e-6, err_msg=f"{replicas} {size}")
-            np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5, err_msg=f"{replicas} {size}")
+                np.testing.assert_allclose(a, b, atol=1e-6 if exact else 1e-3, err_msg=said)
+            np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5 if exact else 0.05, err_msg=said)
 
 
 PRODUCT = """
@@ -447,9 +489,9 @@ def node(path):
 options = {group: {p.stem: node(p) for p in sorted((config.CONF_DIR / group).glob("*.yaml"))}
            for group in ("model", "optimizer", "schedule")}
 few, losses = small(80, 40), {}
-pairs = [("linear", name) for name in options["optimizer"]] + [(name, "adam") for name in options["model"]]
+pairs = {("linear", name) for name in options["optimizer"]} | {(name, "adam") for name in options["model"]}
 for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
-    for model_name, optimizer_name in pairs:
+    for model_name, optimizer_name in sorted(pairs):
         for wanted in ("mirrored",) if strategy else ("resident", "keras"):
             devices.fresh_session(0, precision)
             with strategy.scope() if strategy else contextlib.nullcontext():
@@ -471,7 +513,7 @@ def test_every_precision_trains_every_optimizer_and_model_in_every_execution():
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr
         found |= json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 3 * (9 + 4) * 3
+    assert len(found) == 3 * (9 + 4 - 1) * 3  # the linear model with Adam is of both lists
     for name, loss in found.items():
         assert 0 < loss < 20, name
         resident = found[f"{name.rpartition(' ')[0]} resident"]
