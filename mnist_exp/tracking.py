@@ -491,7 +491,9 @@ class RunLog:
 
     def _send_file(self, path: Path) -> None:
         parent = path.parent.relative_to(self.folder).as_posix()
-        self._client.log_artifact(self.run_id, str(path), parent if parent != "." else None)
+        with tempfile.TemporaryDirectory() as alone:  # a kill within `log_artifact` leaves a stray file in the store
+            shutil.copy2(path, alone)
+            self._client.log_artifacts(self.run_id, alone, parent if parent != "." else None)
 
     def _send_missing(self) -> None:
         """Send the files again that the store lacks: its artifact folder may have been deleted in the meantime."""

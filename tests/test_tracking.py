@@ -297,16 +297,42 @@ def test_files_arrive_although_the_artifact_folder_was_deleted_meanwhile(store):
 
 def test_files_that_do_not_arrive_are_counted_and_named(store, monkeypatch):
     monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
-    method = tracking.mlflow.MlflowClient.log_artifact
+    method = tracking.mlflow.MlflowClient.log_artifacts
 
-    def forgetful(self, run_id, path, folder=None):
-        if not path.endswith("curves.png"):
-            method(self, run_id, path, folder)
+    def forgetful(self, run_id, files, folder=None):
+        if not Path(files, "curves.png").exists():
+            method(self, run_id, files, folder)
 
-    monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifact", forgetful)
+    monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifacts", forgetful)
     with pytest.raises(RunError, match=r"1 of 2 files did not arrive: curves\.png; the same command"):
         _train(store)
     assert _stored(store)[0] == "FAILED"
+
+
+KILLED_WHILE_SENDING = """
+import json, os, shutil, sys
+from pathlib import Path
+from mnist_exp import tracking
+
+def kill(*_, **__):
+    Path("killed").touch()
+    os._exit(0)
+
+def half(source, target, **more):
+    return kill() if "mlruns" in str(target) else copy(source, target, **more)
+
+json.load(sys.stdin)
+copy, shutil.copyfile, shutil.copyfileobj = shutil.copyfile, half, kill
+store = tracking.open_store("sqlite:///mlflow.db", "mnist_exp")
+with tracking.tracked_run(store, "r", {}, {"identity": "1", "kind": "run"}, Path("out")) as log:
+    (log.folder / "curves.png").write_text("a picture")
+"""
+
+
+def test_a_kill_while_a_file_is_sent_leaves_no_stray_file(tmp_path, with_store):
+    drive(with_store(tmp_path), KILLED_WHILE_SENDING, None, 60)
+    assert (tmp_path / "killed").exists()
+    assert {path.name for path in (tmp_path / "mlruns").rglob("*") if path.is_file()} <= {"curves.png", "metrics.jsonl"}
 
 
 def test_a_database_that_was_deleted_meanwhile_is_noticed(store):
@@ -326,7 +352,7 @@ def test_a_database_that_was_deleted_meanwhile_is_noticed(store):
 def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeypatch, capsys):
     monkeypatch.setattr(tracking, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(tracking, "STOP_SECONDS", 0.0)
-    ended, method = threading.Event(), tracking.mlflow.MlflowClient.log_artifact
+    ended, method = threading.Event(), tracking.mlflow.MlflowClient.log_artifacts
 
     def hang(*given):
         os.kill(os.getpid(), signal.SIGINT)
@@ -335,7 +361,7 @@ def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeyp
 
     def train():
         with _run(store) as log:
-            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifact", hang)
+            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifacts", hang)
             log.metrics(1, {"loss": 0.5})
 
     with pytest.raises(KeyboardInterrupt):
@@ -355,7 +381,7 @@ def test_the_end_does_not_wait_for_ever(store, monkeypatch):
 
     def train():
         with _run(store) as log:
-            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifact", lambda *_: ended.wait(20))
+            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifacts", lambda *_: ended.wait(20))
             log.metrics(1, {"loss": 0.5})
 
     with pytest.raises(RunError, match="nothing arrived for 0 s, calls left: 3"):
