@@ -379,7 +379,7 @@ FAILING = {
         f"name=x model._target_=mine.probabilities {BARE}",
         2,
         ("error: model._target_ must return a model of logits, got one that ends in Softmax: leave out",),
-        {"x-s0": "FAILED"},
+        {},
     ),
     "a bug of the user's": Failing(
         f"name=x model._target_=mine.buggy +model.width=3 {BARE}",

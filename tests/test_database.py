@@ -381,8 +381,10 @@ def test_a_sweep_whose_own_run_was_deleted_ends_in_one_line(folder, capsys):
     (own,) = mlflow.MlflowClient(store.uri).search_runs([store.experiment_id])
     mlflow.MlflowClient(store.uri).delete_run(own.info.run_id)
     assert not tracking.sweep_stopped(store, opened.id)
+    callback = sweep.SweepCallback()
+    callback.folder = folder  # which it sets when the sweep begins
     with pytest.raises(SystemExit) as ended:
-        sweep.SweepCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": "."}}}))
+        callback.on_multirun_end(OmegaConf.create({}))
     (line,) = capsys.readouterr().err.splitlines()
     assert (ended.value.code, line.startswith("error: tracking.uri=")) == (1, True)
     assert "deleted" in line
