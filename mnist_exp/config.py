@@ -364,7 +364,7 @@ def _rule_in(group: str, node: Any, key: str) -> Rule | None:
 
 
 def _ours(node: Any) -> bool:
-    """Whether the target of a group is this package's or Keras' own."""
+    """Whether this package or Keras defines the target of a group."""
     target = node.get("_target_") if isinstance(node, dict) else None
     return isinstance(target, str) and target.partition(".")[0] in (PACKAGE.name, "keras")
 

@@ -56,7 +56,7 @@ def uri_of(path: Path, like: URL = _PLAIN) -> str:
     """The URI of a SQLite file, with the driver and the options of another one."""
     in_file_uri = (like.database or "").startswith("file:")
     url = like.set(database=f"file:{quote(str(path))}" if in_file_uri else str(path))
-    # Of what begins with sqlite:/// MLflow makes the folder, and decodes nothing: it must see neither % nor file:.
+    # MLflow creates the folder of a sqlite:/// address and does not decode it, so it must see neither % nor file:.
     if in_file_uri or "%" in url.render_as_string(False):
         url = url.set(drivername="sqlite+pysqlite")
     return url.render_as_string(False)

@@ -144,7 +144,7 @@ def _check_optimizer(optimizer_and_schedule: str, steps: int) -> None:
 
 @cache
 def _check_step(optimizer: str) -> None:
-    """Take one step: Keras notices many a wrong argument, such as clipnorm=x, only then."""
+    """Take one step, because Keras rejects some wrong arguments, such as clipnorm=x, only in a step."""
     with _explained("the optimizer cannot be applied"):
         variable = keras.Variable(keras.ops.zeros((2, 2), "float32"), dtype="float32")
         built = build(json.loads(optimizer))

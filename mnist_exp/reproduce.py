@@ -124,7 +124,7 @@ def _restore(then: Record, target: Path) -> None:
 
 @contextmanager
 def _recorded_modules(then: Record) -> Iterator[None]:
-    """Have Python import the user's own modules as the run recorded them, where this machine has others."""
+    """Make Python import the user's modules that the run recorded, instead of those on this machine."""
     found = then.modules()
     changed = modules.changed(found)
     if not changed:

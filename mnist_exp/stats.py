@@ -75,7 +75,7 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     Gaps of pairs that are all equal have no t. The count of their signs is then the test, and there is no interval.
 
     Raises:
-        Untestable: a sample has fewer than two seeds or a score that is not finite, or neither sample has any spread.
+        Untestable: a sample has fewer than two seeds or a score that is not finite, or both have no spread.
     """
     x, y = list(a.values()), list(b.values())
     if min(len(x), len(y)) < 2:

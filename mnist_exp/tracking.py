@@ -70,7 +70,7 @@ STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Import
 
 
 class _Artifacts(LocalArtifactRepository):
-    """A folder of artifacts that is also found when it was moved together with the database."""
+    """An artifact folder that is found even after it was moved together with the database."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         path = database.file_of(tracking_uri or "")
@@ -483,7 +483,7 @@ class RunLog:
             self._tags.popleft()
 
     def upload(self) -> None:
-        """Have the new files in `folder` sent. They stay there until the store has all of them."""
+        """Queue the new files in `folder` for sending. They are deleted only after the store has all of them."""
         for path in sorted(set(self.folder.rglob("*")) - self._files):
             if path.is_file():
                 self._files.add(path)

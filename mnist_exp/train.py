@@ -141,7 +141,7 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
 
 
 def _arguments(given: list[str]) -> list[str]:
-    """The same arguments with the overrides first, for argparse takes them from one place only.
+    """The same arguments with the overrides first, because argparse accepts them in one place only.
 
     Raises:
         RequestError: an option is unknown or has a wrong value.

@@ -1,4 +1,4 @@
-"""The store's SQLite file: made whole or not at all, only read by who reads, and found after it was moved."""
+"""The SQLite store: created completely or not at all, never written by a reader, found after a move."""
 
 import inspect
 import shutil

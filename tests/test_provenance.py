@@ -373,7 +373,7 @@ BITS = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_ENABLE_ONEDNN_O
 
 @pytest.fixture
 def facts(tmp_path, monkeypatch):
-    """Facts of a process that has none of the settings that change the bits."""
+    """Facts of a process that sets no variable that changes the bits."""
     for name in provenance.NUMERIC_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
