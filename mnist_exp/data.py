@@ -21,6 +21,7 @@ import urllib.request
 import uuid
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -601,15 +602,15 @@ def _labels(where: str, array: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _digits_arrays() -> _Arrays:
-    from sklearn.datasets import load_digits  # 1.2 s to import, which MNIST need not pay
-
-    bundle = load_digits()
+    # The file that `sklearn.datasets.load_digits` reads: importing that takes 1 to 2 s, reading the file 0.1 s.
+    path = metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(path), delimiter=",").astype(np.int64)  # 64 pixels and the label a row
     # Threefold linear interpolation with a margin of 2 pixels: looks like MNIST, while repeating pixels gives
     # stairs. Integers, so that every machine computes the same bytes; weights sum to 3 on each axis, pixels
     # are in 0..16, hence 144.
     weights = np.maximum(0, 3 - np.abs(np.arange(28)[:, None] - (3 * np.arange(8) + 3)))
-    images = ((weights @ bundle.images.astype(np.int64) @ weights.T * 255 + 72) // 144).astype(np.uint8)
+    images = ((weights @ table[:, :64].reshape(-1, 8, 8) @ weights.T * 255 + 72) // 144).astype(np.uint8)
     train, test = _divide(len(images), 360, seed=0)
-    labels = bundle.target
+    labels = table[:, 64]
     parts = (images[train], labels[train], images[test], labels[test])
     return _checked("scikit-learn", dict(zip(ARRAYS, parts, strict=True)))
