@@ -148,6 +148,7 @@ def test_workers_and_their_server_may_be_killed(tmp_path, monkeypatch):
         for process in worker._processes.values():
             psutil.Process(process.pid).kill()
             process.join()
+        worker._executor_manager_thread.join(timeout=20)  # it notes the death, so that `submit` refuses the next job
     jobs = made.launch([[f"seed={seed}"] for seed in range(4)], 4)
     assert [job.return_value for job in jobs] == [0, 1, 2, 3]
     assert not lost  # no job was under way
