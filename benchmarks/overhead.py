@@ -41,7 +41,8 @@ def timed(totals: dict[str, list[float]], name: str, function: Callable) -> Call
 
 def time_tracking() -> None:
     """Run the command in this process with the recording calls timed; print the figures."""
-    from mnist_exp import plots, provenance, run, tracking, train
+    from mnist_exp import experiment, provenance, tracking, train
+    from mnist_exp.figures import run as plots
 
     totals: dict[str, list[float]] = defaultdict(list)
     for owner, names in (
@@ -50,7 +51,7 @@ def time_tracking() -> None:
         (provenance, ("code_state", "environment", "requirements", "source_digest")),
         (plots, ("curves", "confusion_matrix", "mistakes", "samples")),
         (plots.Figure, ("savefig",)),
-        (run, ("_write_summary",)),
+        (experiment, ("_write_summary",)),
     ):
         for name in names:
             setattr(owner, name, timed(totals, name, getattr(owner, name)))

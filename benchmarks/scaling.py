@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks import chart
 from benchmarks.speed import RESULTS
-from mnist_exp import data, devices, models, provenance, trainer
+from mnist_exp import data, models, provenance
+from mnist_exp.training import devices, trainer
 
 EXECUTIONS = {
     "resident": trainer.Execution("resident", True, ""),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from mnist_exp import launcher, search
+from mnist_exp.sweep import processes, search
 
 
 class Grid(BasicSweeper):
@@ -22,5 +22,5 @@ class Optuna(search.Optuna):
     """`hydra/sweeper=optuna`."""
 
 
-class Processes(launcher.Processes):
+class Processes(processes.Processes):
     """`hydra/launcher=processes`."""

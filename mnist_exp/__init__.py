@@ -1,11 +1,1 @@
 """Experiment tracking for image classification: Hydra composes, Keras trains, MLflow records."""
-
-EXIT_FAILED, EXIT_SENSELESS, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
-
-
-class RequestError(ValueError):
-    """What was asked for makes no sense here; the message is a line for the user for each mistake."""
-
-
-class RunError(RuntimeError):
-    """A run failed for a reason that one line explains to the user."""

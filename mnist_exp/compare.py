@@ -9,19 +9,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from mnist_exp import (
-    EXIT_INTERRUPTED,
-    EXIT_SENSELESS,
-    RequestError,
-    inspection,
-    leaderboard,
-    page,
-    predictions,
-    report,
-    terminal,
-    tracking,
-)
-from mnist_exp.leaderboard import Choice, Row
+from mnist_exp import console, tracking
+from mnist_exp.analysis import inspection, leaderboard, predictions, render, report
+from mnist_exp.analysis.leaderboard import Choice, Row
+from mnist_exp.errors import EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError
 from mnist_exp.tracking import Store
 
 EXPERIMENT = "mnist_exp"
@@ -38,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, 2 when the request makes no sense, 130 after Ctrl-C."""
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        terminal.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
+        console.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
     except BrokenPipeError:  # whoever reads has read enough; Python would complain again when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RequestError as error:
-        terminal.complain(str(error))
+        console.complain(str(error))
         return EXIT_SENSELESS
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -116,15 +107,15 @@ def _compare(options: argparse.Namespace) -> str:
 def _write_html(
     store: Store, options: argparse.Namespace, board: leaderboard.Board, compared: Sequence[report.Compared]
 ) -> None:
-    from mnist_exp import pictures  # matplotlib: not for an answer in the terminal
+    from mnist_exp.analysis import pictures  # matplotlib: not for an answer in the terminal
 
     drawn = [part._replace(pictures=list(pictures.of_table(store.uri, part.table, board.metric))) for part in compared]
-    text = page.as_html(list(report.blocks(board, drawn, options.top)), f"{store.experiment}: {board.chosen}")
+    text = render.as_html(list(report.blocks(board, drawn, options.top)), f"{store.experiment}: {board.chosen}")
     try:
         options.html.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RequestError(f"--html {options.html} cannot be written: {error.strerror}") from error
-    terminal.say(f"{options.html}: {len(text.encode()) // 1024} KiB", sys.stderr)
+    console.say(f"{options.html}: {len(text.encode()) // 1024} KiB", sys.stderr)
 
 
 if __name__ == "__main__":

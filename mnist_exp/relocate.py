@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from mnist_exp import EXIT_SENSELESS, RequestError, terminal
+from mnist_exp import console
+from mnist_exp.errors import EXIT_SENSELESS, RequestError
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     try:
         path, count = tracking.relocate(uri)
     except RequestError as error:
-        terminal.complain(str(error))
+        console.complain(str(error))
         sys.exit(EXIT_SENSELESS)
     print(f"{path}: {count} runs said that their artifacts are elsewhere; they are in {path.parent / 'mlruns'}")
 

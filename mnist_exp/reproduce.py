@@ -17,23 +17,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_exp import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_SENSELESS,
-    RequestError,
-    RunError,
-    agreement,
-    modules,
-    provenance,
-    terminal,
-)
-from mnist_exp.checkpoint import digest
+from mnist_exp import console, provenance
 from mnist_exp.config import MAX_THREADS, PACKAGE, Config, params, targets
+from mnist_exp.config.untrusted import read_config
 from mnist_exp.data import Dataset
-from mnist_exp.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
-from mnist_exp.sweep import import_tensorflow, load, warn_unrecorded
-from mnist_exp.trust import read_config
+from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
+from mnist_exp.provenance import modules
+from mnist_exp.reproduction import verdict
+from mnist_exp.reproduction.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
+from mnist_exp.sweep.callback import import_tensorflow, load, warn_unrecorded
+from mnist_exp.training.checkpoint import digest
 
 SHOWN_LINES, SHOWN_LETTERS = 200, 200  # of a difference in code
 MAX_SOURCE = 2**17  # letters of a file that are compared: difflib takes minutes for a stranger's large file
@@ -81,13 +74,13 @@ def _again(then: Record, arguments: argparse.Namespace, *, trusted: bool) -> int
         _dry_run(config, then)
         return 0
     dataset = _load(config)
-    factors, _ = agreement.compare_factors(then, _here(config, dataset.fingerprint))
-    terminal.say(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
-    for line in agreement.factor_lines(factors):
-        terminal.say(line)
+    factors, _ = verdict.compare_factors(then, _here(config, dataset.fingerprint))
+    console.say(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
+    for line in verdict.factor_lines(factors):
+        console.say(line)
     report = _train(config, dataset, then, until, arguments.tracking_uri)
-    terminal.say("\n".join(report.lines()))
-    accepted = {agreement.IDENTICAL} if arguments.strict else {agreement.IDENTICAL, agreement.EQUAL}
+    console.say("\n".join(report.lines()))
+    accepted = {verdict.IDENTICAL} if arguments.strict else {verdict.IDENTICAL, verdict.EQUAL}
     return 0 if report.verdict in accepted else EXIT_FAILED
 
 
@@ -110,16 +103,16 @@ def _restore(then: Record, target: Path) -> None:
     modules.check(found)
     if found and commit == "unknown":
         provenance.check_new(target)
-        terminal.say(f"only the user's own modules are restored: the code of {PACKAGE.name} was not in a repository")
+        console.say(f"only the user's own modules are restored: the code of {PACKAGE.name} was not in a repository")
     else:
         provenance.restore(PACKAGE, commit, diff, target)
-        terminal.say(f"restored commit {commit} with the run's uncommitted changes in {target}")
+        console.say(f"restored commit {commit} with the run's uncommitted changes in {target}")
         for line in diff.decode(errors="replace").splitlines():
             if line.startswith(provenance.LEFT_OUT):
-                terminal.say(line.removeprefix("# "))
+                console.say(line.removeprefix("# "))
     modules.write(found, target)
     if found:
-        terminal.say(f"restored the user's own modules: {', '.join(map(str, map(modules.module_name, found)))}")
+        console.say(f"restored the user's own modules: {', '.join(map(str, map(modules.module_name, found)))}")
 
 
 @contextmanager
@@ -137,7 +130,7 @@ def _recorded_modules(then: Record) -> Iterator[None]:
         try:
             if hidden := modules.changed(found):
                 raise RequestError(f"{', '.join(hidden)}: the recorded module is hidden by one of this machine's")
-            terminal.say(
+            console.say(
                 f"uses the modules that the run recorded; here these differ or are missing: {', '.join(changed)}"
             )
             yield
@@ -184,7 +177,7 @@ def _epochs(then: Record, wanted: int | None) -> int:
 
 def _as_then(config: Config, then: Record) -> None:
     """Compute with the threads and the kind of device that the run computed with."""
-    known = agreement.known(then)
+    known = verdict.known(then)
     threads = known["threads"] or ""
     # Bits depend on the threads that TensorFlow is given, not on the cores they run on.
     if config.trainer.threads is None and threads.isdecimal() and 1 <= int(threads[:5]) <= MAX_THREADS:
@@ -212,15 +205,15 @@ def _dry_run(config: Config, then: Record) -> None:
     try:
         fingerprint = _load(config).fingerprint
     except RequestError as error:
-        terminal.say(f"the data cannot be compared: {error}")
+        console.say(f"the data cannot be compared: {error}")
         fingerprint = None
-    factors, unrecorded = agreement.compare_factors(then, _here(config, fingerprint))
-    terminal.say(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
-    for line in agreement.factor_lines(factors, unrecorded):
-        terminal.say(line)
-    if any(factor.name.startswith(agreement.SOURCE) for factor in factors):
+    factors, unrecorded = verdict.compare_factors(then, _here(config, fingerprint))
+    console.say(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
+    for line in verdict.factor_lines(factors, unrecorded):
+        console.say(line)
+    if any(factor.name.startswith(verdict.SOURCE) for factor in factors):
         for line in _code_changes(then):
-            terminal.say(line)
+            console.say(line)
 
 
 def _here(config: Config, fingerprint: str | None) -> Record:
@@ -261,7 +254,7 @@ def _diff(old: Path, new: Path, name: str) -> list[str]:
     return [line[:SHOWN_LETTERS] for line in lines]
 
 
-def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str | None) -> agreement.Report:
+def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str | None) -> verdict.Report:
     from mnist_exp import tracking
 
     if config.init_from is not None:
@@ -270,14 +263,14 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     store = tracking.open_store(uri, config.tracking.experiment)
     warn_unrecorded([config])
     import_tensorflow()
-    from mnist_exp import preflight
-    from mnist_exp.run import run_experiment
+    from mnist_exp.experiment import run_experiment
+    from mnist_exp.sweep import preflight
 
     preflight.check(config, dataset)
     output = Path("outputs", time.strftime("%Y-%m-%d"), f"{time.strftime('%H-%M-%S')}-{time.time_ns() % 10**9:09}")
     output.mkdir(parents=True)
     tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
-    reports: list[agreement.Report] = []
+    reports: list[verdict.Report] = []
     try:
         run_experiment(config, dataset, store, output, tags, [], _witness(then, until, store.uri, reports))
     except RunError:
@@ -292,7 +285,7 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
 
 
 def _witness(
-    then: Record, until: int, uri: str, reports: list[agreement.Report]
+    then: Record, until: int, uri: str, reports: list[verdict.Report]
 ) -> Callable[[Any], AbstractContextManager[Any]]:
     """Compares a run with its original while it is made; the report goes to its artifacts and to `reports`."""
     rows = then.rows()
@@ -303,9 +296,9 @@ def _witness(
 
         def watch(epoch: int, values: dict[str, float], weights: str) -> bool:
             nonlocal same
-            compared = agreement.compare(epoch, rows.get(epoch, {}), {**values, "weights": weights})
+            compared = verdict.compare(epoch, rows.get(epoch, {}), {**values, "weights": weights})
             if same and not compared.identical:
-                terminal.say(f"no longer the same from {compared}", sys.stderr)
+                console.say(f"no longer the same from {compared}", sys.stderr)
                 same = False
             return epoch >= until
 
@@ -320,14 +313,14 @@ def _witness(
     return witness
 
 
-def _conclude(then: Record, until: int, uri: str, log: Any) -> agreement.Report:
+def _conclude(then: Record, until: int, uri: str, log: Any) -> verdict.Report:
     """Judge, and record the verdict with the run."""
-    from mnist_exp import plots
+    from mnist_exp.figures import run as plots
 
     log.flush()
     found = _from_store(log.run_id, uri)
     files = {**found.files, "metrics.jsonl": log.record.read_bytes()}  # sent when the run is closed
-    report = agreement.judge(then, found._replace(files=files), until)
+    report = verdict.judge(then, found._replace(files=files), until)
     told = {"reproduces": then.run_id or then.source, **report.to_json()}
     (log.folder / "reproduction.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     title = f"{report.verdict}: {log.run_id[:8]} of {(then.run_id or then.source)[:8]}"
@@ -357,7 +350,7 @@ def _capsule(given: Sequence[str]) -> int:
     write_capsule(record, weights, arguments.out)
     epochs = [step for step, row in record.rows().items() if row.get("weights") == digest(weights)]
     said = f"those after epoch {epochs[0]}" if epochs else "those of no epoch: averaged at the end"
-    terminal.say(f"{arguments.out}: {record.source}, {len(weights)} weights ({said})")
+    console.say(f"{arguments.out}: {record.source}, {len(weights)} weights ({said})")
     return 0
 
 
@@ -365,15 +358,15 @@ def main() -> None:
     """The command."""
     given, code = sys.argv[1:], EXIT_SENSELESS
     try:
-        with terminal.interruptible():
+        with console.interruptible():
             code = _capsule(given[1:]) if given[:1] == ["capsule"] else reproduce(_arguments(given))
     except RequestError as error:
-        terminal.complain(str(error))
+        console.complain(str(error))
     except (RunError, OSError) as error:
-        terminal.complain(f"the reproduction failed: {error}")
+        console.complain(f"the reproduction failed: {error}")
         code = EXIT_FAILED
     except KeyboardInterrupt:
-        terminal.complain("interrupted; a reproduction that was under way is recorded as KILLED")
+        console.complain("interrupted; a reproduction that was under way is recorded as KILLED")
         code = EXIT_INTERRUPTED
     sys.exit(code)
 

@@ -23,9 +23,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, search, terminal
+from mnist_exp import console
 from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain
-from mnist_exp.sweep import (
+from mnist_exp.config.untrusted import read_config
+from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
+from mnist_exp.sweep.callback import (
     abandon_sweep,
     attempt,
     finished_before,
@@ -34,11 +36,11 @@ from mnist_exp.sweep import (
     job_failed,
     job_tags,
     load,
+    search,
     settle,
     stopped,
     warn_unrecorded,
 )
-from mnist_exp.trust import read_config
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -48,13 +50,13 @@ def job(composed: DictConfig) -> float | list[float]:
     try:
         return _train(check(composed))
     except RequestError as error:
-        terminal.complain(str(error))
+        console.complain(str(error))
         code = EXIT_SENSELESS
     except Exception as error:  # noqa: BLE001 - whatever it is, the siblings of this run must go on
         if not isinstance(error, RunError | OSError):  # a diverged loss, a full disk: no bug
-            terminal.print_traceback(error)
+            console.print_traceback(error)
         text = str(error).strip().partition("\n")[0]
-        terminal.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
+        console.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with _given_folder():
             job_failed(composed.sweep, composed.tracking)
@@ -74,7 +76,7 @@ def _train(config: Config) -> float | list[float]:
         if config.resume is not None:
             config, overrides = resumed(config, overrides)
         if is_auto(config) and (option := settle(config)) != "mnist":
-            terminal.warn_no_mnist(option)
+            console.warn_no_mnist(option)
         dataset = load(config)
         from mnist_exp import tracking
 
@@ -91,8 +93,8 @@ def _train(config: Config) -> float | list[float]:
             return _objective(config, known)
         tags, retries = job_tags(config.sweep.id, settings.job.num), config.sweep.retries
     import_tensorflow()
-    from mnist_exp import preflight
-    from mnist_exp.run import run_experiment
+    from mnist_exp.experiment import run_experiment
+    from mnist_exp.sweep import preflight
 
     preflight.check(config, dataset)
     output = Path(settings.runtime.output_dir)
@@ -163,21 +165,21 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
     try:
         sys.argv[1:] = _arguments(sys.argv[1:])
-        with terminal.interruptible():
+        with console.interruptible():
             job()
     except RequestError as error:
-        terminal.complain(str(error))
+        console.complain(str(error))
         sys.exit(EXIT_SENSELESS)
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
-        terminal.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")
+        console.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
         abandon_sweep("KILLED")
         raise
     except Exception as error:  # noqa: BLE001 - `job` lets none pass: Hydra could not make sense of the request
         given = "" if isinstance(error, HydraException) else f"{' '.join(sys.argv[1:])!r} cannot be started: "
-        terminal.complain(given + explain(error))
+        console.complain(given + explain(error))
         sys.exit(EXIT_FAILED if abandon_sweep("FAILED") else EXIT_SENSELESS)
 
 

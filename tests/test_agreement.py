@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from mnist_exp import agreement
-from mnist_exp.agreement import DIFFERENT, EQUAL, IDENTICAL, compare, compare_factors, judge
-from mnist_exp.record import Record
+from mnist_exp.reproduction import verdict
+from mnist_exp.reproduction.record import Record
+from mnist_exp.reproduction.verdict import DIFFERENT, EQUAL, IDENTICAL, compare, compare_factors, judge
 
 EPOCH = {"weights": "a" * 64, "train_loss": 0.5, "val_loss": 0.25, "train_accuracy": 0.9, "val_accuracy": 0.95}
 END = {"test_loss": 0.3, "test_accuracy": 0.94, "parameters": 100.0, "fit_seconds": 3.0}
@@ -126,7 +126,7 @@ def changed(path, value):
     ],
 )
 def test_each_factor_is_named(path, value, line):
-    assert list(agreement.factor_lines(*compare_factors(record(), changed(path, value)))) == [f"  differs: {line}"]
+    assert list(verdict.factor_lines(*compare_factors(record(), changed(path, value)))) == [f"  differs: {line}"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_what_is_not_recorded_is_said():
     factors, unrecorded = compare_factors(record(environment={}, tags={}), record())
     assert factors == []
     assert {"config", "data", "package source", "threads", "execution"} <= set(unrecorded)
-    (line,) = agreement.factor_lines(factors, unrecorded)
+    (line,) = verdict.factor_lines(factors, unrecorded)
     assert line.startswith("  cannot be compared: config, data, package source, version of, threads")
 
 
@@ -159,5 +159,5 @@ def test_a_record_of_an_earlier_version_is_unknown_and_not_different():
 def test_an_environment_of_any_shape_is_read(value):
     odd = dict.fromkeys(ENVIRONMENT, value)
     compare_factors(record(environment=odd, tags={}), record())
-    agreement.known(record(environment=odd, tags={}))
-    assert agreement.known(record()) == {"threads": "2", "device": "cpu"}
+    verdict.known(record(environment=odd, tags={}))
+    assert verdict.known(record()) == {"threads": "2", "device": "cpu"}

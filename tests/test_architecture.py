@@ -1,4 +1,4 @@
-"""Who may import what: the dependency direction is part of the product."""
+"""Who may import what: a level for each folder, and imports go down only."""
 
 import ast
 import contextlib
@@ -15,72 +15,44 @@ import mnist_exp
 from mnist_exp.provenance import NOT_COMPUTING
 
 PACKAGE = Path(mnist_exp.__file__).parent
-TENSORFLOW = {"models", "schedules", "augment", "devices", "resident", "trainer", "run", "preflight"}
-ALLOWED = {
+ROOT = Path(__file__).parent.parent
+LEVELS = (
+    {"errors", "redact"},
+    {"console", "models", "provenance", "schedules", "scores"},
+    {"data"},
+    {"config", "training", "tracking", "figures"},
+    {"experiment"},
+    {"sweep", "analysis", "reproduction"},
+    {"train", "compare", "reproduce", "relocate"},
+)
+LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
+# Where each library may be imported: a folder or file at the top of the package, or one file in a folder.
+TENSORFLOW = {"models", "schedules", "training", "experiment", "sweep/preflight"}
+LIBRARIES = {
     "tensorflow": TENSORFLOW,
     "keras": TENSORFLOW,
     "mlflow": {"tracking"},
-    "hydra": {"config", "launcher", "run", "search", "sweep", "train"},
-    "omegaconf": {"config", "launcher", "run", "search", "sweep", "train", "trust"},
-    "yaml": {"trust"},
-    "optuna": {"search"},
-    "matplotlib": {"plots", "charts"},
-    "scipy": {"stats"},
-    "rich": {"terminal"},
+    "hydra": {"train", "sweep", "config"},
+    "omegaconf": {"train", "sweep", "config", "experiment"},
+    "yaml": {"config/untrusted"},
+    "optuna": {"sweep"},
+    "matplotlib": {"figures"},
+    "scipy": {"analysis/statistics"},
+    "rich": {"console"},
     "psutil": {"provenance"},
 }
-# Which of the package's own modules a module may know; entry points and `run` may know any.
-OWN = {
-    "config": {"data", "redact"},
-    "data": {"provenance"},
-    "models": set(),
-    "redact": set(),
-    "schedules": set(),
-    "augment": {"data"},
-    "devices": set(),
-    "resident": {"data"},
-    "checkpoint": set(),
-    "trainer": {"checkpoint", "data", "resident"},
-    "metrics": set(),
-    "plots": {"metrics"},
-    "modules": {"redact"},
-    "provenance": {"modules", "redact"},
-    "database": set(),
-    "tracking": {"database", "provenance", "redact"},
-    "terminal": {"redact"},
-    "search": {"config", "terminal"},
-    "launcher": {"provenance", "terminal", "tracking"},
-    "preloaded": {"sweep", "tracking"},
-    "preflight": {"config", "data", "devices", "provenance", "run", "tracking"},
-    "sweep": {
-        *("config", "data", "devices", "launcher", "modules", "plots", "preflight", "provenance", "redact"),
-        *("resident", "run", "search", "terminal", "tracking"),
-    },
-    "trust": {"config"},
-    "record": {"modules"},
-    "agreement": {"config", "modules", "record"},
-    "stats": set(),
-    "leaderboard": {"config", "metrics", "stats", "tracking"},
-    "significance": {"leaderboard", "metrics", "stats"},
-    "predictions": {"tracking"},
-    "charts": {"metrics", "plots"},
-    "pictures": {
-        "charts",
-        "data",
-        "leaderboard",
-        "metrics",
-        "plots",
-        "predictions",
-        "report",
-        "stats",
-        "tracking",
-    },
-    "page": {"report"},
-    "inspection": {"config", "leaderboard", "predictions", "report", "stats", "tracking"},
-    "report": {"leaderboard", "metrics", "stats", "significance", "terminal"},
-}
-ROOT = Path(__file__).parent.parent
-MODULES = sorted(PACKAGE.glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Identity names these by their contents' results, such as a folder's digest, or they only record.
+RECORDING = {"console", "errors", "figures", "provenance", "redact", "tracking"}
+
+
+def name_of(path):
+    return path.relative_to(PACKAGE).as_posix().removesuffix(".py")
+
+
+def place(path):
+    """The folder, or the file at the top, that a file belongs to."""
+    return name_of(path).split("/")[0]
 
 
 def imports(path, *, only_top=False):
@@ -94,45 +66,58 @@ def imports(path, *, only_top=False):
 
 
 def own(path):
-    """The package's own modules that a file imports."""
-    known = {p.stem for p in MODULES} - {"__init__"}
-    return {part for name in imports(path) if name.startswith("mnist_exp.") for part in name.split(".")[1:2]} & known
+    """The places of the package that a file imports."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("mnist_exp.")}
 
 
-def test_every_module_that_a_run_computes_with_is_part_of_its_identity():
-    reached, recording = {"run"}, {"modules", "plots", "provenance", "redact", "terminal", "tracking"}
-    for _ in MODULES:
-        reached |= {
-            part
-            for path in MODULES
-            if path.stem in reached - recording
-            for name in imports(path)
-            if name.startswith("mnist_exp.")
-            for part in name.split(".")[1:2]
-        } & {path.stem for path in MODULES} - {"__init__"}
-    assert not {f"{name}.py" for name in reached - recording} & NOT_COMPUTING
-    assert {path.name for path in MODULES} >= NOT_COMPUTING
+def reached_from(first, without=frozenset()):
+    """The places that a place imports, and those that they import."""
+    reached, left = set(), {first}
+    while left:
+        now = left.pop()
+        reached.add(now)
+        left |= {name for path in FILES if place(path) == now for name in own(path)} - reached - without
+    return reached
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_every_place_has_a_level_and_every_name_exists():
+    assert {place(path) for path in FILES} - {"__init__"} == LEVEL.keys()
+    imported = {name.split(".")[0] for path in FILES for name in imports(path)}
+    assert imported >= LIBRARIES.keys()
+    for name in {*RECORDING, *(name.removesuffix(".py") for name in NOT_COMPUTING)}.union(*LIBRARIES.values()):
+        assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file(), f"there is no {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down(path):
+    for used in own(path) - {place(path)}:
+        assert LEVEL[used] < LEVEL[place(path)], f"{place(path)} may not import {used}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_libraries_stay_where_they_belong(path):
-    for package in {name.split(".")[0] for name in imports(path)} & ALLOWED.keys():
-        assert path.stem in ALLOWED[package], f"{path.name} may not import {package}"
+    for library in {name.split(".")[0] for name in imports(path)} & LIBRARIES.keys():
+        assert {place(path), name_of(path)} & LIBRARIES[library], f"{name_of(path)} may not import {library}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem in OWN], ids=lambda path: path.stem)
-def test_modules_depend_in_one_direction(path):
-    assert own(path) <= OWN[path.stem], f"{path.name} may not import {sorted(own(path) - OWN[path.stem])}"
+def test_every_place_that_a_run_computes_with_is_part_of_its_identity():
+    computing = reached_from("experiment", frozenset(RECORDING))
+    assert not computing & {name.removesuffix(".py") for name in NOT_COMPUTING}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["config", "data", "launcher", "record", "reproduce", "search", "sweep", "terminal", "train", "trust", "agreement"],
-)
-def test_what_answers_before_tensorflow_imports_it_nowhere_at_its_top(name):
-    slow = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "optuna"}
-    found = {top.split(".")[0] for top in imports(PACKAGE / f"{name}.py", only_top=True)}
-    assert not found & slow
+SLOW = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "optuna"}
+QUICK = {"config", "console", "data", "errors", "provenance", "redact", "reproduce", "reproduction", "sweep", "train"}
+# Imported by the worker processes, or once TensorFlow is.
+NOT_QUICK = {"sweep/preflight", "sweep/preloaded"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if place(p) in QUICK and name_of(p) not in NOT_QUICK], ids=name_of)
+def test_what_answers_before_tensorflow_imports_nothing_slow_at_its_top(path):
+    assert not {top.split(".")[0] for top in imports(path, only_top=True)} & SLOW
+
+
+def test_compare_reaches_nothing_that_imports_tensorflow():
+    assert not reached_from("compare") & TENSORFLOW
 
 
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
@@ -159,10 +144,10 @@ def declared(*extras):
     ],
 )
 def test_everything_that_is_imported_is_declared(folder, extras):
-    own = {"mnist_exp", "hydra_plugins", "tests", "benchmarks"}
     names = {name.partition(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imports(path)}
-    foreign = names - sys.stdlib_module_names - own - {path.stem for path in (ROOT / folder).rglob("*.py")}
+    ours = {"mnist_exp", "hydra_plugins", "tests", "benchmarks", *(path.stem for path in (ROOT / folder).rglob("*.py"))}
     asked = {plain(requirement.name) for requirement in declared(*extras)}
+    foreign = names - sys.stdlib_module_names - ours
     undeclared = {name for name in foreign if not asked & set(map(plain, DISTRIBUTIONS.get(name, [name])))}
     assert undeclared == set()
 
@@ -171,12 +156,3 @@ def test_what_is_declared_is_met_by_what_is_installed():
     for requirement in declared("test"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
-
-
-def test_compare_reaches_nothing_that_imports_tensorflow():
-    reached, left = set(), {"compare"}
-    while left:
-        name = left.pop()
-        reached.add(name)
-        left |= own(PACKAGE / f"{name}.py") - reached
-    assert not reached & TENSORFLOW

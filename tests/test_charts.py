@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from mnist_exp import charts
-from mnist_exp.charts import Point
+from mnist_exp.figures import comparison as charts
+from mnist_exp.figures.comparison import Point
 
 NAN = float("nan")
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mnist_exp import checkpoint
-from mnist_exp.checkpoint import Checkpoint
+from mnist_exp.training import checkpoint
+from mnist_exp.training.checkpoint import Checkpoint
 
 
 def written(folder, *epochs):

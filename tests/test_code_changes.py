@@ -10,8 +10,9 @@ import zlib
 
 import pytest
 
-from mnist_exp import RequestError, provenance, reproduce
-from mnist_exp.record import Record
+from mnist_exp import provenance, reproduce
+from mnist_exp.errors import RequestError
+from mnist_exp.reproduction.record import Record
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 SECRET = "the content of a file elsewhere"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from mlflow.entities import Metric, Param, RunTag
 
-from mnist_exp import compare, data, inspection, leaderboard, pictures, tracking
+from mnist_exp import compare, data, tracking
+from mnist_exp.analysis import inspection, leaderboard, pictures
 from tests import test_leaderboard
 from tests.conftest import environment
 

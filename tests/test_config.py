@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
-from mnist_exp import agreement, data, leaderboard, provenance, run, sweep
 from mnist_exp import config as configuration
+from mnist_exp import data, experiment, provenance
+from mnist_exp.analysis import leaderboard
 from mnist_exp.config import (
     ACTIVATIONS,
     CONF_DIR,
@@ -42,8 +43,10 @@ from mnist_exp.config import (
     signature,
     to_yaml,
 )
-from mnist_exp.modules import FOLDER, user_code
-from mnist_exp.record import Record
+from mnist_exp.provenance.modules import FOLDER, user_code
+from mnist_exp.reproduction import verdict
+from mnist_exp.reproduction.record import Record
+from mnist_exp.sweep import callback
 from mnist_exp.tracking import TrackedRun
 
 GROUPS = ("model", "optimizer", "schedule", "data", "augment")
@@ -112,13 +115,13 @@ def built(group, config):
     if group == "model":
         keras.backend.clear_session()
         with keras.StatelessScope(initialize_variables=False):  # of shapes only
-            return run.build_model(config.model, (28, 28, 1), 10).to_json()
+            return experiment.build_model(config.model, (28, 28, 1), 10).to_json()
     if group == "data":
-        if sweep.is_auto(config):
+        if callback.is_auto(config):
             config.sweep.data = "mnist"
-            sweep.settle(config)
-        return sweep.load(config).fingerprint
-    return str(run.build_optimizer(config.optimizer, config.schedule, 100).get_config())
+            callback.settle(config)
+        return callback.load(config).fingerprint
+    return str(experiment.build_optimizer(config.optimizer, config.schedule, 100).get_config())
 
 
 @pytest.mark.parametrize(("group", "option", "key", "value"), KEYS)
@@ -248,7 +251,7 @@ def test_a_subclass_of_an_optimizer_takes_what_its_base_takes(targets, target):
     config = check(
         composed("data=digits", "optimizer=sgd", f"optimizer._target_={targets}.{target}", "optimizer.momentum=0.5")
     )
-    optimizer = run.build_optimizer(config.optimizer, config.schedule, 100)
+    optimizer = experiment.build_optimizer(config.optimizer, config.schedule, 100)
     assert (type(optimizer).__name__, optimizer.momentum) == (target, 0.5)
 
 
@@ -337,7 +340,7 @@ def test_changes_of_the_code_that_git_cannot_tell_are_not_denied():
     config, data = check(composed("data=digits")), SimpleNamespace(name="digits", fingerprint="abc")
     for dirty, said in ((None, "unknown"), (True, "true"), (False, "false")):
         code = provenance.Code("c0ffee", "main", dirty, "")
-        assert run._tags(config, data, {"device": "cpu", "threads": 1}, code)["code.dirty"] == said
+        assert experiment._tags(config, data, {"device": "cpu", "threads": 1}, code)["code.dirty"] == said
 
 
 def test_flatten():
@@ -381,7 +384,7 @@ def told_apart(config, facts=()):
         recorded.append(identity(each, found))
     tables = leaderboard.board(runs, leaderboard.Choice(everything=True), "final_val_accuracy").tables
     rows = sum(len(table.rows) for table in tables)
-    return recorded[0] != recorded[1], rows == 2, agreement.compare_factors(*records)[0] != []
+    return recorded[0] != recorded[1], rows == 2, verdict.compare_factors(*records)[0] != []
 
 
 @pytest.mark.parametrize("key", [key for key in flatten(asdict(FULL)) if not key.startswith("sweep.")])

@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from mnist_exp import database, relocate, sweep, tracking
+from mnist_exp import relocate, tracking
+from mnist_exp.sweep import callback
+from mnist_exp.tracking import database
 from tests.conftest import environment
 
 # Opens a store, and kills itself once MLflow has begun to make the tables.
@@ -377,24 +379,24 @@ def test_what_the_store_refuses_is_told_in_one_line(name, folder, monkeypatch):
 
 def test_a_sweep_whose_own_run_was_deleted_ends_in_one_line(folder, capsys):
     store = tracking.open_store(None, "mnist_exp")
-    opened = sweep.open_sweep([], store)
+    opened = callback.open_sweep([], store)
     (own,) = mlflow.MlflowClient(store.uri).search_runs([store.experiment_id])
     mlflow.MlflowClient(store.uri).delete_run(own.info.run_id)
     assert not tracking.sweep_stopped(store, opened.id)
-    callback = sweep.SweepCallback()
-    callback.folder = folder  # which it sets when the sweep begins
+    hydras = callback.SweepCallback()
+    hydras.folder = folder  # which it sets when the sweep begins
     with pytest.raises(SystemExit) as ended:
-        callback.on_multirun_end(OmegaConf.create({}))
+        hydras.on_multirun_end(OmegaConf.create({}))
     (line,) = capsys.readouterr().err.splitlines()
     assert (ended.value.code, line.startswith("error: tracking.uri=")) == (1, True)
     assert "deleted" in line
-    assert sweep.abandon_sweep("KILLED") is False
+    assert callback.abandon_sweep("KILLED") is False
 
 
 def test_overrides_with_spaces_survive_their_tag():
     given = ["name='a b'", "model.hidden=[64, 32]", "seed=1"]
-    assert sweep._overrides(sweep.shlex.join(given)) == given
-    assert sweep._overrides("model=mlp model.hidden=[64,32] name=it's") == [
+    assert callback._overrides(callback.shlex.join(given)) == given
+    assert callback._overrides("model=mlp model.hidden=[64,32] name=it's") == [
         "model=mlp",
         "model.hidden=[64,32]",
         "name=it's",

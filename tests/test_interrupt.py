@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mnist_exp import terminal
+from mnist_exp import console
 from tests.conftest import SHORT, environment, runs, start
 
 # Ctrl-C comes when the command imports what `sys.argv[1]` names.
@@ -28,7 +28,7 @@ runpy.run_module("mnist_exp.train", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["hydra", "omegaconf", "mnist_exp.sweep"])
+@pytest.mark.parametrize("module", ["hydra", "omegaconf", "mnist_exp.sweep.callback"])
 def test_ctrl_c_while_the_command_is_imported(tmp_path, module):
     done = subprocess.run(
         [sys.executable, "-c", EARLY, module], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
@@ -56,15 +56,15 @@ def test_a_second_ctrl_c_neither_disturbs_what_the_first_began_nor_what_follows(
             signal.raise_signal(signal.SIGINT)
             done.append("cleaned up")
 
-    with pytest.raises(KeyboardInterrupt), terminal.interruptible():
+    with pytest.raises(KeyboardInterrupt), console.interruptible():
         work()
     signal.raise_signal(signal.SIGINT)
     assert done == ["cleaned up"]
 
 
 def test_an_interrupt_that_some_library_swallowed_can_be_repeated(handlers, monkeypatch):
-    monkeypatch.setattr(terminal, "SAME_SECONDS", 0.0)
-    with terminal.interruptible():
+    monkeypatch.setattr(console, "SAME_SECONDS", 0.0)
+    with console.interruptible():
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
@@ -72,7 +72,7 @@ def test_an_interrupt_that_some_library_swallowed_can_be_repeated(handlers, monk
 
 def test_what_a_shell_has_ignore_ctrl_c_goes_on_ignoring_it(handlers):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with terminal.interruptible():
+    with console.interruptible():
         signal.raise_signal(signal.SIGINT)
 
 

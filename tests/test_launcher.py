@@ -18,8 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from mnist_exp import RequestError, launcher, tracking
+from mnist_exp import tracking
 from mnist_exp.config import CONF_DIR
+from mnist_exp.errors import RequestError
+from mnist_exp.sweep import processes
 from tests.conftest import SHORT, environment, runs, start, workers
 
 # A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
@@ -63,31 +65,31 @@ def node(target, **keys):
     ],
 )
 def test_jobs_side_by_side_share_the_cores(given, threads):
-    assert launcher.threads_of_a_job(given, cores=8) == threads
+    assert processes.threads_of_a_job(given, cores=8) == threads
 
 
 @pytest.mark.parametrize("n_jobs", [0, -2, 1.5, True, "two", None])
 def test_a_number_of_processes_that_makes_no_sense_is_refused(n_jobs):
     with pytest.raises(RequestError, match=r"hydra\.launcher\.n_jobs must be a whole number above 0, or -1"):
-        launcher.workers(n_jobs, cores=8)
+        processes.workers(n_jobs, cores=8)
 
 
 @pytest.mark.parametrize(("visible", "named"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("GPU-a1", ["GPU-a1"])])
 def test_gpus_are_those_the_process_may_use(monkeypatch, visible, named):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert launcher.gpus() == named
+    assert processes.gpus() == named
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
 @pytest.mark.parametrize(("visible", "method"), [("0", "spawn"), ("", "forkserver")])
 def test_workers_are_forked_where_there_is_no_gpu(monkeypatch, visible, method):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert launcher.start_method() == method
+    assert processes.start_method() == method
 
 
 # TensorFlow's runtime starts threads, which a fork loses; what else starts one brings it back by itself.
 THREADS = """
-import mnist_exp.preloaded
+import mnist_exp.sweep.preloaded
 from pathlib import Path
 from tensorflow.python.eager import context
 threads = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
@@ -107,7 +109,7 @@ def parent(folder, *overrides, count=2):
     """The launcher as Hydra sets it up, for jobs that run `task`, and what it found lost."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", [f"hydra.sweep.dir={folder}", *overrides], return_hydra_config=True)
-        made = launcher.Processes(count)
+        made = processes.Processes(count)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         made.setup(hydra_context=context, task_function=task, config=config)
     return made
@@ -132,7 +134,7 @@ def tried(folder, seed):
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork server is used there")
 def test_workers_and_their_server_may_be_killed(tmp_path, monkeypatch):
     lost = []
-    monkeypatch.setattr(launcher.Processes, "_again", lambda self, given, times: lost.append((given, times)) or True)
+    monkeypatch.setattr(processes.Processes, "_again", lambda self, given, times: lost.append((given, times)) or True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     made = parent(tmp_path)
     (tmp_path / "deadly").touch()

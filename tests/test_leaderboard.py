@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from mnist_exp import RequestError, leaderboard
-from mnist_exp.leaderboard import Choice
+from mnist_exp.analysis import leaderboard
+from mnist_exp.analysis.leaderboard import Choice
+from mnist_exp.errors import RequestError
 from mnist_exp.tracking import TrackedRun
 
 TAGS = {"kind": "run", "sweep": "s1", "data.name": "mnist", "data.fingerprint": "f1", "selection": "validation"}

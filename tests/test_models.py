@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import RequestError, devices, models
+from mnist_exp import models
+from mnist_exp.errors import RequestError
+from mnist_exp.training import devices
 
 SHAPE, CLASSES = (28, 28, 1), 10
 DENSE = {"activation": "relu", "dropout": 0.0, "batch_norm": False}

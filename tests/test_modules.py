@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from mnist_exp import RequestError, modules
-from mnist_exp.modules import UserCode, module_name, recordable, user_code, write
+from mnist_exp.errors import RequestError
+from mnist_exp.provenance import modules
+from mnist_exp.provenance.modules import UserCode, module_name, recordable, user_code, write
 
 # What imports what; each module ends the process when it is executed.
 FILES = {

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from mnist_exp import plots
+from mnist_exp.figures import run as plots
 
 HISTORY = {
     "train_loss": [0.3, 0.2, 0.12, 0.09],

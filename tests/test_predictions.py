@@ -5,8 +5,9 @@ import io
 import numpy as np
 import pytest
 
-from mnist_exp import metrics, predictions
-from mnist_exp.predictions import Predictions
+from mnist_exp import scores
+from mnist_exp.analysis import predictions
+from mnist_exp.analysis.predictions import Predictions
 
 
 def said(*answers, sure=1.0):
@@ -40,12 +41,12 @@ def test_predictions_that_are_none(monkeypatch, content):
 def test_reliability_is_what_the_calibration_error_averages():
     random = np.random.default_rng(0)
     logits, labels = 2 * random.standard_normal((500, 4)), random.integers(0, 4, 500)
-    confidence, accuracy, count = metrics.reliability(logits, labels, 10)
+    confidence, accuracy, count = scores.reliability(logits, labels, 10)
     assert count.sum() == 500
     error = (np.abs(confidence - accuracy) * count).sum() / 500
-    assert error == pytest.approx(metrics.calibration_error(logits, labels, 10))
+    assert error == pytest.approx(scores.calibration_error(logits, labels, 10))
     with pytest.raises(ValueError, match="one label per image"):
-        metrics.reliability(logits, labels[:3])
+        scores.reliability(logits, labels[:3])
 
 
 def test_predictions_that_expand_without_end_are_none(monkeypatch):

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mnist_exp import RequestError, data, preflight
+from mnist_exp import data
 from mnist_exp.config import ConfigError, check
+from mnist_exp.errors import RequestError
+from mnist_exp.sweep import preflight
 from tests.test_config import composed
 
 MINE = """

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mnist_exp import RequestError, provenance
-from mnist_exp.modules import UserCode
+from mnist_exp import provenance
+from mnist_exp.errors import RequestError
 from mnist_exp.provenance import UNKNOWN, Code, code_state
+from mnist_exp.provenance.modules import UserCode
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

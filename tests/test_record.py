@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from mnist_exp.checkpoint import digest
-from mnist_exp.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
+from mnist_exp.reproduction.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
+from mnist_exp.training.checkpoint import digest
 
 WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(3, np.float32)]
 ROWS = b'{"step": 1, "time": 1.5, "weights": "ab", "train_loss": 2.0}\n{"step": 0, "test_loss": NaN}\n'

@@ -13,7 +13,7 @@ import pytest
 
 from mnist_exp import data, provenance
 from mnist_exp.config import CONF_DIR, PACKAGE
-from mnist_exp.record import Record, write_capsule
+from mnist_exp.reproduction.record import Record, write_capsule
 from tests.conftest import SHORT, Case, commands, environment
 from tests.test_trust import DIGITS, GOOD, model, node
 

@@ -15,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from mnist_exp import RequestError, search
 from mnist_exp.config import CONF_DIR, SweepConfig, TrialConfig
-from mnist_exp.search import Axis
+from mnist_exp.errors import RequestError
+from mnist_exp.sweep import search
+from mnist_exp.sweep.search import Axis
 
 RATE = "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))"
 

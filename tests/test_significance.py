@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mnist_exp import leaderboard, significance, stats
+from mnist_exp.analysis import leaderboard, statistics, verdicts
 from tests.test_leaderboard import ALL, METRIC, grid, run
 
 
@@ -20,7 +20,7 @@ def table(scores, metric=METRIC):
 
 
 def judged(scores, right=lambda row: None, metric=METRIC, top=10):
-    return significance.of_rows(table(scores, metric).rows, metric, right, top)
+    return verdicts.of_rows(table(scores, metric).rows, metric, right, top)
 
 
 def test_a_difference_that_is_shown():
@@ -37,7 +37,7 @@ def test_a_difference_that_is_shown():
 def test_a_difference_that_is_not_shown_says_how_many_seeds_would():
     (found,) = judged([[0.97, 0.972, 0.968, 0.971, 0.969], [0.971, 0.968, 0.970, 0.969, 0.967]])
     gaps = np.array([-0.001, 0.004, -0.002, 0.002, 0.002])
-    seeds = stats.seeds_to_show(0.001, gaps.std(ddof=1), paired=True)
+    seeds = statistics.seeds_to_show(0.001, gaps.std(ddof=1), paired=True)
     assert found.words == f"no difference shown (p={found.p:.2g}, n=5; about {seeds} seeds would show 0.10 points)"
 
 
@@ -61,7 +61,7 @@ def test_how_many_rows_are_shown_changes_no_p():
         assert verdict == every[verdict.first, verdict.second]
     assert len(judged(scores, top=3)) == 3
     p = [v.p for v in every.values()]
-    assert [v.p_holm for v in every.values()] == pytest.approx(stats.holm(p))
+    assert [v.p_holm for v in every.values()] == pytest.approx(statistics.holm(p))
 
 
 def test_single_runs_beyond_those_shown_count_too():
@@ -100,15 +100,15 @@ def test_a_reason_is_never_empty():
     """Each way not to be tested, over rows and along an axis."""
     one_seed = [run(n, 0, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2)]
     (board_table,) = leaderboard.board(one_seed, ALL, METRIC).tables
-    (found,) = significance.along(board_table, "x.y", METRIC)
+    (found,) = verdicts.along(board_table, "x.y", METRIC)
     assert found.words == "not tested: a test needs two seeds on each side"
     flat = [run(10 * n + s, s, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2) for s in range(2)]
     (board_table,) = leaderboard.board(flat, ALL, METRIC).tables
-    (found,) = significance.along(board_table, "x.y", METRIC)
+    (found,) = verdicts.along(board_table, "x.y", METRIC)
     assert found.words == "not tested: neither side varies with the seed, so the size of chance is unknown"
     once = [record for record in grid() if record.params["seed"] == "0"]
     (board_table,) = leaderboard.board(once, ALL, METRIC).tables
-    (found,) = significance.along(board_table, "optimizer", METRIC)
+    (found,) = verdicts.along(board_table, "optimizer", METRIC)
     assert found.words == "not tested: a test needs two seeds on each side; mean over 2 settings of the rest"
 
 
@@ -137,7 +137,7 @@ def test_two_single_runs_are_tested_on_their_predictions():
 
 def test_along_an_axis():
     (board_table,) = leaderboard.board(grid(), ALL, METRIC).tables
-    (found,) = significance.along(board_table, "optimizer", METRIC)
+    (found,) = verdicts.along(board_table, "optimizer", METRIC)
     assert (found.first, found.second, found.n) == ("Adam", "SGD", 2)
     assert found.difference == pytest.approx(0.1)
     assert found.words.endswith("mean over 2 settings of the rest")
@@ -149,5 +149,5 @@ def test_along_an_axis_nothing_in_common_is_said():
         for n in range(2)
         for s, w, other in ((0, n, False), (1, n + 5, True))
     ]
-    (found,) = significance.along(leaderboard.board(records, ALL, METRIC).tables[0], "x.y", METRIC)
+    (found,) = verdicts.along(leaderboard.board(records, ALL, METRIC).tables[0], "x.y", METRIC)
     assert found.words == "not tested: nothing in common"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mnist_exp import metrics, stats
+from mnist_exp import scores
+from mnist_exp.analysis import statistics
 
 # Student's sleep data, 1908: hours gained by ten patients with two drugs. Figures: R's help of t.test.
 SLEEP = [
@@ -30,7 +31,7 @@ def simulated(experiments, seeds, kind, seed=0):
 
 
 def test_summary_of_a_sample():
-    found = stats.summarise([1.0, 2.0, 3.0, 4.0])
+    found = statistics.summarise([1.0, 2.0, 3.0, 4.0])
     assert found[:3] == (4, 2.5, pytest.approx(math.sqrt(5 / 3)))
     half = 3.182446 * math.sqrt(5 / 3) / 2  # the 97.5 % point of t with 3 degrees of freedom, from its tables
     assert (found.low, found.high) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-6)
@@ -38,16 +39,16 @@ def test_summary_of_a_sample():
 
 
 def test_summary_of_one_value_has_no_spread():
-    found = stats.summarise([0.5])
+    found = statistics.summarise([0.5])
     assert (found.n, found.mean) == (1, 0.5)
     assert all(map(math.isnan, (found.std, found.low, found.high)))
     with pytest.raises(ValueError, match="at least one"):
-        stats.summarise([])
+        statistics.summarise([])
 
 
 @pytest.mark.parametrize("kind", ["normal", "binomial"])
 def test_the_interval_covers_what_it_says(kind):
-    found = [stats.summarise(values) for values in simulated(2000, 5, kind)]
+    found = [statistics.summarise(values) for values in simulated(2000, 5, kind)]
     assert 0.93 <= np.mean([row.low <= 0.97 <= row.high for row in found]) <= 0.97
 
 
@@ -55,21 +56,21 @@ def test_the_interval_covers_what_it_says(kind):
 @pytest.mark.parametrize("paired", [True, False], ids=["paired", "welch"])
 def test_false_positives_are_as_rare_as_they_say(kind, paired):
     pairs = zip(simulated(2500, 5, kind, 1), simulated(2500, 5, kind, 2), strict=True)
-    found = [stats.difference(sample(x), sample(y, 0 if paired else 5)) for x, y in pairs]
+    found = [statistics.difference(sample(x), sample(y, 0 if paired else 5)) for x, y in pairs]
     assert {row.paired for row in found} == {paired}
     assert 0.035 <= np.mean([row.p < 0.05 for row in found]) <= 0.06
     assert 0.935 <= np.mean([row.low <= 0 <= row.high for row in found]) <= 0.965
 
 
 def test_paired_difference_of_students_sleep_data():
-    found = stats.difference(sample(SLEEP[0]), sample(SLEEP[1]))
+    found = statistics.difference(sample(SLEEP[0]), sample(SLEEP[1]))
     assert found.p == pytest.approx(0.002833, abs=5e-7)
     assert found[2:5] == pytest.approx((-1.58, -2.4598858, -0.7001142))
     assert (found.paired, found.n) == (True, 10)
 
 
 def test_unpaired_difference_of_students_sleep_data():
-    found = stats.difference(sample(SLEEP[0]), sample(SLEEP[1], 10))
+    found = statistics.difference(sample(SLEEP[0]), sample(SLEEP[1], 10))
     assert found.p == pytest.approx(0.07939, abs=5e-6)
     assert found[2:5] == pytest.approx((-1.58, -3.3654832, 0.2054832))
     assert (found.paired, found.n) == (False, 10)
@@ -78,7 +79,7 @@ def test_unpaired_difference_of_students_sleep_data():
 def test_welch_agrees_with_scipy_for_unequal_sizes():
     x, y = SLEEP[0], SLEEP[1][:4]
     theirs = scipy_stats.ttest_ind(x, y, equal_var=False)
-    ours = stats.difference(sample(x), sample(y, 20))
+    ours = statistics.difference(sample(x), sample(y, 20))
     assert ours.p == pytest.approx(theirs.pvalue)
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()))
     assert ours.n == 4
@@ -87,21 +88,21 @@ def test_welch_agrees_with_scipy_for_unequal_sizes():
 def test_permutation_of_darwins_maize():
     nothing = sample([0] * 15)
     # 2^15 arrangements are more than are counted out: the draw is held to Fisher's count within its error.
-    assert stats.permutation(sample(MAIZE), nothing) == pytest.approx(1726 / 32768, abs=0.005)
-    assert stats.difference(sample(MAIZE), nothing).p == pytest.approx(0.0497, abs=5e-5)
+    assert statistics.permutation(sample(MAIZE), nothing) == pytest.approx(1726 / 32768, abs=0.005)
+    assert statistics.difference(sample(MAIZE), nothing).p == pytest.approx(0.0497, abs=5e-5)
 
 
 def test_permutation_counts_out_every_arrangement_of_few_pairs():
     # No gap of the sleep data is negative and one is zero: 2 signs of that times 2 extremes, of 1,024.
-    assert stats.permutation(sample(SLEEP[0]), sample(SLEEP[1])) == 4 / 1024
-    assert stats.permutation(sample([0.1, 0.2, 0.3, 0.4, 0.5]), sample([0] * 5)) == 2 / 32
+    assert statistics.permutation(sample(SLEEP[0]), sample(SLEEP[1])) == 4 / 1024
+    assert statistics.permutation(sample([0.1, 0.2, 0.3, 0.4, 0.5]), sample([0] * 5)) == 2 / 32
 
 
 def test_bootstrap_is_as_narrow_at_five_pairs_as_its_docstring_says(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
     for seeds, covers in ((5, 0.82), (20, 0.92)):
         zero = sample([0.97] * seeds)
-        found = [stats.bootstrap(sample(x), zero) for x in simulated(1000, seeds, "normal", 3)]
+        found = [statistics.bootstrap(sample(x), zero) for x in simulated(1000, seeds, "normal", 3)]
         assert np.mean([low <= 0 <= high for low, high in found]) == pytest.approx(covers, abs=0.025)
 
 
@@ -109,8 +110,8 @@ def test_hedges_g_of_a_textbook():
     # Borenstein et al., Introduction to Meta-Analysis, 2009, chapter 4: means 103 and 100, standard deviations 5.5
     # and 4.5, 50 in each group: d = 0.5970, g = 0.5924.
     within = math.sqrt((5.5**2 + 4.5**2) / 2)
-    assert stats.hedges_g(3.0, within, 98) == pytest.approx(0.5924, abs=5e-5)
-    assert [stats.hedges_g(v, 0.0, 8) for v in (0.0, -1.0)] == [0.0, -math.inf]
+    assert statistics.hedges_g(3.0, within, 98) == pytest.approx(0.5924, abs=5e-5)
+    assert [statistics.hedges_g(v, 0.0, 8) for v in (0.0, -1.0)] == [0.0, -math.inf]
 
 
 @pytest.mark.parametrize(
@@ -119,32 +120,32 @@ def test_hedges_g_of_a_textbook():
 )
 def test_seeds_that_show_a_difference(size, paired, seeds):
     """64 and 26 are Cohen's table of 1988, 34 and 199 what G*Power says."""
-    assert stats.seeds_to_show(-size * 3, 3.0, paired) == seeds
+    assert statistics.seeds_to_show(-size * 3, 3.0, paired) == seeds
 
 
 def test_seeds_that_show_a_difference_do_show_it():
-    n = stats.seeds_to_show(0.002, 0.002, paired=True)
+    n = statistics.seeds_to_show(0.002, 0.002, paired=True)
     gaps = np.random.default_rng(0).normal(0.002, 0.002, (3000, n))
     shown = np.mean(scipy_stats.ttest_1samp(gaps, 0, axis=1).pvalue < 0.05)
     assert 0.78 <= shown <= 0.85  # at least the 80 % asked for, and no seed too many
-    assert stats.seeds_to_show(0.0, 1.0, True) is None
+    assert statistics.seeds_to_show(0.0, 1.0, True) is None
     with pytest.raises(ValueError, match="spread of 0"):
-        stats.seeds_to_show(1.0, 0.0, True)
+        statistics.seeds_to_show(1.0, 0.0, True)
 
 
 def test_holm_of_a_textbook():
     # The worked example of Holm's method that R's p.adjust and Wikipedia give.
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
 
 
 def test_holm_keeps_false_positives_of_a_family_rare():
     scores = np.random.default_rng(4).standard_normal((600, 4, 5))
     wrong = 0
     for rows in scores:
-        p = [stats.difference(sample(rows[i]), sample(rows[j])).p for i in range(4) for j in range(i)]
-        wrong += min(stats.holm(p)) < 0.05
+        p = [statistics.difference(sample(rows[i]), sample(rows[j])).p for i in range(4) for j in range(i)]
+        wrong += min(statistics.holm(p)) < 0.05
     assert wrong / len(scores) <= 0.06
 
 
@@ -156,7 +157,7 @@ def counted(both, only_a, only_b, neither):
 
 def test_mcnemar_of_a_textbook():
     # Agresti, Categorical Data Analysis, 1990: approval of the Prime Minister; chi-square 17.36 with one degree.
-    only_a, only_b, p = stats.mcnemar(*counted(794, 150, 86, 570))
+    only_a, only_b, p = statistics.mcnemar(*counted(794, 150, 86, 570))
     assert (only_a, only_b) == (150, 86)
     exact = 2 * sum(math.comb(236, k) for k in range(87)) / 2**236
     assert p == pytest.approx(exact, rel=1e-9)
@@ -164,43 +165,43 @@ def test_mcnemar_of_a_textbook():
 
 
 def test_mcnemar_of_runs_that_never_or_hardly_differ():
-    assert stats.mcnemar(*counted(9, 0, 0, 1)) == (0, 0, 1.0)
-    assert stats.mcnemar(*counted(9, 1, 0, 0)) == (1, 0, 1.0)
-    assert stats.mcnemar(*counted(0, 8, 0, 0)) == (8, 0, 2 / 2**8)
+    assert statistics.mcnemar(*counted(9, 0, 0, 1)) == (0, 0, 1.0)
+    assert statistics.mcnemar(*counted(9, 1, 0, 0)) == (1, 0, 1.0)
+    assert statistics.mcnemar(*counted(0, 8, 0, 0)) == (8, 0, 2 / 2**8)
     with pytest.raises(ValueError, match="same images"):
-        stats.mcnemar(np.ones(3, bool), np.ones(2, bool))
+        statistics.mcnemar(np.ones(3, bool), np.ones(2, bool))
 
 
 @pytest.mark.parametrize("other", [0.9, 0.8, 0.1])
 @pytest.mark.parametrize("first", [0, 5], ids=["paired", "welch"])
 def test_two_samples_without_spread_are_not_tested(other, first):
     for scale in (1e-9, 1.0, 1e9):  # rounding leaves three times 0.1 a spread of 1e-17
-        with pytest.raises(stats.Untestable, match="neither side varies with the seed"):
-            stats.difference(sample([0.9 * scale] * 3), sample([other * scale] * 3, first))
+        with pytest.raises(statistics.Untestable, match="neither side varies with the seed"):
+            statistics.difference(sample([0.9 * scale] * 3), sample([other * scale] * 3, first))
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # SciPy's, of the flat sample
 def test_one_sample_without_spread_is_tested():
     flat, x = [0.8, 0.8, 0.8], [0.9, 0.91, 0.93]
-    paired, welch = stats.difference(sample(x), sample(flat)), stats.difference(sample(x), sample(flat, 5))
+    paired, welch = statistics.difference(sample(x), sample(flat)), statistics.difference(sample(x), sample(flat, 5))
     assert paired.p == pytest.approx(scipy_stats.ttest_rel(x, flat).pvalue)
     assert welch.p == pytest.approx(scipy_stats.ttest_ind(x, flat, equal_var=False).pvalue)
 
 
 def test_equal_gaps_say_no_more_than_their_signs_do():
-    found = stats.difference(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
+    found = statistics.difference(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
     assert (found.p, found.spread, found.value) == (2 / 2**4, 0.0, pytest.approx(0.1))
-    assert found.p == stats.permutation(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
+    assert found.p == statistics.permutation(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
     assert math.isnan(found.low)
     assert math.isnan(found.high)
-    same = stats.difference(sample([0.9, 0.8]), sample([0.9, 0.8]))
+    same = statistics.difference(sample([0.9, 0.8]), sample([0.9, 0.8]))
     assert (same.p, same.value, same.effect) == (1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_no_numbers_are_not_tested(value):
-    with pytest.raises(stats.Untestable, match="not a finite number"):
-        stats.difference(sample([0.9, value]), sample([0.8, 0.7]))
+    with pytest.raises(statistics.Untestable, match="not a finite number"):
+        statistics.difference(sample([0.9, value]), sample([0.8, 0.7]))
 
 
 def test_random_samples_agree_with_scipy():
@@ -208,26 +209,26 @@ def test_random_samples_agree_with_scipy():
     for n, m in [(2, 2), (2, 5), (3, 3), (10, 4), (20, 20)]:
         x, y = random.normal(0.97, 0.002, n), random.normal(0.96, 0.02, m)
         theirs = scipy_stats.ttest_ind(x, y, equal_var=False)
-        ours = stats.difference(sample(x), sample(y, 50))
+        ours = statistics.difference(sample(x), sample(y, 50))
         assert ours.p == pytest.approx(theirs.pvalue)
         assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()))
         if n == m:
-            theirs, ours = scipy_stats.ttest_rel(x, y), stats.difference(sample(x), sample(y))
+            theirs, ours = scipy_stats.ttest_rel(x, y), statistics.difference(sample(x), sample(y))
             assert ours.p == pytest.approx(theirs.pvalue)
             assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()))
     for only_a, only_b in [(0, 1), (3, 3), (2, 9), (40, 60), (0, 30)]:
-        _, _, p = stats.mcnemar(*counted(10, only_a, only_b, 10))
+        _, _, p = statistics.mcnemar(*counted(10, only_a, only_b, 10))
         assert p == pytest.approx(scipy_stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def test_both_ends_of_an_interval_are_cut_to_the_bounds_of_the_metric():
-    found = stats.summarise([0.34, 0.36, 0.5], (0.0, 1.0))
-    whole = stats.summarise([0.34, 0.36, 0.5])
+    found = statistics.summarise([0.34, 0.36, 0.5], (0.0, 1.0))
+    whole = statistics.summarise([0.34, 0.36, 0.5])
     assert (found.low, found.high) == (whole.low, whole.high)
-    found = stats.summarise([0.2, 0.5], (0.0, 1.0))
+    found = statistics.summarise([0.2, 0.5], (0.0, 1.0))
     assert (found.low, found.high) == (0.0, 1.0)
-    assert math.isnan(stats.summarise([0.2], (0.0, 1.0)).low)
-    assert [metrics.bounds(name) for name in ("val_accuracy", "test_calibration_error", "val_loss")] == [
+    assert math.isnan(statistics.summarise([0.2], (0.0, 1.0)).low)
+    assert [scores.bounds(name) for name in ("val_accuracy", "test_calibration_error", "val_loss")] == [
         (0.0, 1.0),
         (0.0, 1.0),
         (0.0, math.inf),
@@ -236,9 +237,9 @@ def test_both_ends_of_an_interval_are_cut_to_the_bounds_of_the_metric():
 
 def test_one_seed_is_no_sample():
     with pytest.raises(ValueError, match="two seeds on each side, got 1 and 5"):
-        stats.difference({0: 0.9}, sample(range(5)))
+        statistics.difference({0: 0.9}, sample(range(5)))
 
 
 def test_pooled_std():
-    assert stats.pooled_std([[1.0, 3.0], [5.0, 5.0, 5.0], [9.0]]) == pytest.approx(math.sqrt(2 / 3))
-    assert math.isnan(stats.pooled_std([[1.0], [2.0]]))
+    assert statistics.pooled_std([[1.0, 3.0], [5.0, 5.0, 5.0], [9.0]]) == pytest.approx(math.sqrt(2 / 3))
+    assert math.isnan(statistics.pooled_std([[1.0], [2.0]]))

@@ -13,9 +13,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 
-from mnist_exp import provenance, sweep, terminal, tracking
+from mnist_exp import console, provenance, tracking
 from mnist_exp.config import CONF_DIR, PACKAGE, check, identity
-from mnist_exp.modules import user_code
+from mnist_exp.provenance.modules import user_code
+from mnist_exp.sweep import callback
 from tests.conftest import drive, environment, runs
 from tests.test_config import composed
 
@@ -38,7 +39,7 @@ FACTS |= {"onednn": "default", "variables": {}}
     ],
 )
 def test_what_differs_between_two_runs_of_one_config(change, said):
-    assert sweep.difference(FACTS, {**FACTS, **change}) == said
+    assert callback.difference(FACTS, {**FACTS, **change}) == said
 
 
 def run(name="x-s0", status="FINISHED", sweep_id="A", jobs="0", accuracy=0.9, **tags):
@@ -62,7 +63,7 @@ def job(monkeypatch):
             made.data.tags = {key: text for key, text in made.data.tags.items() if text is not None}
         monkeypatch.setattr(tracking, "finished_runs", lambda store, digest: found)
         monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.info.run_id, *where)))
-        known = sweep.finished_before(config, SimpleNamespace(fingerprint="def"), None, 7)
+        known = callback.finished_before(config, SimpleNamespace(fingerprint="def"), None, 7)
         return known and known["final_val_accuracy"], joined
 
     return ask
@@ -98,12 +99,14 @@ def test_a_job_trains_when_nothing_is_finished_or_skipping_is_off(job, capsys):
 # Its first argument is Hydra's; what would import TensorFlow fails instead.
 UNTRAINED = """
 import sys
-from mnist_exp import RunError, sweep, train
+from mnist_exp import train
+from mnist_exp.errors import RunError
+from mnist_exp.sweep import callback
 
 def fail():
     raise RunError("not trained")
 
-train.import_tensorflow, sweep.prepare = fail, lambda *_, **__: None
+train.import_tensorflow, callback.prepare = fail, lambda *_, **__: None
 train.main()
 """
 DUBIOUS = "fatal: detected dubious ownership in repository at '/there'"
@@ -134,13 +137,13 @@ def test_a_repository_that_git_refuses_is_told_to_the_user_once_a_command(option
 )
 def test_only_a_sweep_that_is_to_stop_stops(policy, failed, stops, monkeypatch):
     monkeypatch.setattr(tracking, "sweep_stopped", lambda store, sweep: failed)
-    assert sweep.stopped(check(composed("data=digits", "sweep.id=A", f"sweep.on_error={policy}")), None) is stops
+    assert callback.stopped(check(composed("data=digits", "sweep.id=A", f"sweep.on_error={policy}")), None) is stops
 
 
 @pytest.mark.parametrize("devices", ["auto", "cpu", "cpu:2"])
 def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu(devices, monkeypatch):
     monkeypatch.setattr(provenance, "may_have_gpu", lambda: False)
-    assert sweep._device(devices, 1) == {"cpu:2": "2 x cpu"}.get(devices, "cpu")
+    assert callback._device(devices, 1) == {"cpu:2": "2 x cpu"}.get(devices, "cpu")
 
 
 def test_facts_are_those_that_identity_names():
@@ -164,22 +167,22 @@ def test_kept_sweeps_make_sense(name, count):
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", [f"sweep={name}"], return_hydra_config=True)
         assert config.hydra.mode is RunMode.MULTIRUN  # without -m
-        jobs = sweep.grid(config, [f"sweep={name}"])
+        jobs = callback.grid(config, [f"sweep={name}"])
         assert len(jobs) == count == len({tuple(job) for job in jobs})
-        assert len(sweep.check_jobs("train", [jobs[0], jobs[-1]])) == 2
+        assert len(callback.check_jobs("train", [jobs[0], jobs[-1]])) == 2
 
 
 def test_a_long_check_shows_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "TELL_SECONDS", 0.0)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        sweep.check_jobs("train", [["seed=0"], ["seed=1"]])
+        callback.check_jobs("train", [["seed=0"], ["seed=1"]])
     assert capsys.readouterr().err.endswith("preflight: 1 of 2 jobs checked\n")
 
 
 def test_the_command_line_wins_over_a_kept_sweep():
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["sweep=seeds"], return_hydra_config=True)
-        jobs = sweep.grid(config, ["sweep=seeds", "seed=3,4", "name=x", "name=y"])
+        jobs = callback.grid(config, ["sweep=seeds", "seed=3,4", "name=x", "name=y"])
     assert jobs == [["seed=3", "sweep=seeds", "name=y"], ["seed=4", "sweep=seeds", "name=y"]]
 
 
@@ -197,10 +200,11 @@ class Training:
 
 IMPORT = """
 import gc, sys
-from mnist_exp import sweep
+from mnist_exp.sweep import callback
 
-sweep.import_tensorflow()
-print([name in sys.modules for name in (*sweep.UNUSED, "tensorflow")], gc.isenabled(), gc.get_freeze_count() > 100_000)
+callback.import_tensorflow()
+imported = [name in sys.modules for name in (*callback.UNUSED, "tensorflow")]
+print(imported, gc.isenabled(), gc.get_freeze_count() > 100_000)
 import sklearn.base
 """
 
@@ -213,25 +217,25 @@ def test_running_out_of_memory_is_tried_again_and_nothing_else(capsys):
     import tensorflow as tf
 
     exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore")
-    assert sweep.attempt(Training(exhausted, MemoryError("no room")), retries=2) == "result"
+    assert callback.attempt(Training(exhausted, MemoryError("no room")), retries=2) == "result"
     assert capsys.readouterr().err == (
         "error: out of memory, trying again: ResourceExhaustedError: OOM when allocating\n"
         "error: out of memory, trying again: MemoryError: no room\n"
     )
     with pytest.raises(MemoryError):
-        sweep.attempt(Training(MemoryError(), MemoryError()), retries=1)
+        callback.attempt(Training(MemoryError(), MemoryError()), retries=1)
     with pytest.raises(ValueError):
-        sweep.attempt(Training(ValueError()), retries=5)
+        callback.attempt(Training(ValueError()), retries=5)
 
 
 def test_a_second_try_begins_without_the_programs_that_were_kept():
     import keras
 
-    from mnist_exp import resident
+    from mnist_exp.training import device_loop
 
     model = keras.Sequential([keras.Input((28, 28, 1), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile("adam", "mse")
-    kept = resident._twin(resident._description(model), 128, 1000, False)
+    kept = device_loop._twin(device_loop._description(model), 128, 1000, False)
     kept.model.optimizer.build(kept.model.trainable_variables)
     weights = weakref.ref(kept.model.layers[-1].kernel)
     slots = weakref.ref(kept.model.optimizer.variables[-1])
@@ -239,18 +243,18 @@ def test_a_second_try_begins_without_the_programs_that_were_kept():
     found = []
 
     def train():
-        found.append((resident._twin.cache_info().currsize, weights() is None, slots() is None))
+        found.append((device_loop._twin.cache_info().currsize, weights() is None, slots() is None))
         if len(found) == 1:
             raise MemoryError
         return "result"
 
-    assert sweep.attempt(train, retries=1) == "result"
+    assert callback.attempt(train, retries=1) == "result"
     assert found == [(1, False, False), (0, True, True)]
 
 
 def test_the_table_says_what_each_job_came_to():
     config = SimpleNamespace(name="x", seed=0)
-    under_way = sweep.Sweep("A", None, [sweep.Job(config, f"seed={n}") for n in range(6)])
+    under_way = callback.Sweep("A", None, [callback.Job(config, f"seed={n}") for n in range(6)])
     found = {
         0: run(accuracy=0.7),
         1: run(sweep_id="before", jobs="1", accuracy=0.8),
@@ -258,21 +262,21 @@ def test_the_table_says_what_each_job_came_to():
         3: run(jobs="0 3", accuracy=0.7),
         4: run(status="KILLED", jobs="4", accuracy=0),
     }
-    rows = [sweep._row(under_way, number, found.get(number)) for number in range(6)]
+    rows = [callback._row(under_way, number, found.get(number)) for number in range(6)]
     assert [row.status for row in rows] == ["FINISHED", "SKIPPED", "FAILED", "SKIPPED", "KILLED", "NOT RUN"]
-    assert rows[5] == terminal.Row(5, "x-s0", "NOT RUN", "seed=5", None, None, None, "")
-    assert [row.job for row in sorted(rows, key=sweep._rank)] == [1, 0, 3, 2, 4, 5]
-    assert sweep._counts(rows) == {"finished": 1, "skipped": 2, "failed": 2, "not_run": 1}
+    assert rows[5] == console.Row(5, "x-s0", "NOT RUN", "seed=5", None, None, None, "")
+    assert [row.job for row in sorted(rows, key=callback._rank)] == [1, 0, 3, 2, 4, 5]
+    assert callback._counts(rows) == {"finished": 1, "skipped": 2, "failed": 2, "not_run": 1}
 
 
 def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table():
     config = SimpleNamespace(name="x", seed=0)
-    under_way = sweep.Sweep("A", None, [sweep.Job(config, "seed=0")], frozenset(["model"]))
+    under_way = callback.Sweep("A", None, [callback.Job(config, "seed=0")], frozenset(["model"]))
     alone = run()
     for key in ("sweep", "overrides"):
         alone.data.tags.pop(key, None)
     alone.data.metrics.clear()
-    assert sweep._row(under_way, 0, alone) == terminal.Row(
+    assert callback._row(under_way, 0, alone) == console.Row(
         0, "x-s0", "SKIPPED", "seed=0", None, None, None, "id of x-s0"
     )
 
@@ -281,8 +285,8 @@ def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table()
 def under_way(tmp_path, with_store):
     """A sweep of two jobs whose own run has begun, and the statuses of all that its store holds."""
     store = tracking.open_store(f"sqlite:///{with_store(tmp_path)}/mlflow.db", "mnist_exp")
-    jobs = [sweep.Job(SimpleNamespace(name="x", seed=seed), f"seed={seed}") for seed in range(2)]
-    return sweep.open_sweep(jobs, store), lambda: runs(tmp_path)
+    jobs = [callback.Job(SimpleNamespace(name="x", seed=seed), f"seed={seed}") for seed in range(2)]
+    return callback.open_sweep(jobs, store), lambda: runs(tmp_path)
 
 
 def joined(opened, name, number, **metrics):
@@ -300,7 +304,7 @@ def test_a_sweep_of_runs_that_were_made_alone_is_closed(under_way, capsys, metri
     opened, statuses = under_way
     for number in range(2):
         joined(opened, f"x-s{number}", number, **metrics)
-    assert sweep.close_sweep(opened, "FINISHED")
+    assert callback.close_sweep(opened, "FINISHED")
     assert statuses() == {"x-s0": "FINISHED", "x-s1": "FINISHED", "sweep": "FINISHED"}
     assert "2 skipped" in capsys.readouterr().out
 
@@ -315,11 +319,11 @@ def test_whatever_goes_wrong_with_the_summary_the_sweep_does_not_look_alive(
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(terminal, "sweep_table", fail)
+    monkeypatch.setattr(console, "sweep_table", fail)
     with pytest.raises(type(error)):
-        sweep.close_sweep(opened, status)
+        callback.close_sweep(opened, status)
     assert statuses() == {"sweep": left}
-    assert not sweep.abandon_sweep("KILLED")  # it is closed
+    assert not callback.abandon_sweep("KILLED")  # it is closed
 
 
 def test_a_store_that_is_gone_when_a_sweep_is_abandoned_is_said_in_a_line(under_way, monkeypatch, capsys):
@@ -328,5 +332,5 @@ def test_a_store_that_is_gone_when_a_sweep_is_abandoned_is_said_in_a_line(under_
 
     for name in ("end_dead_runs", "end_sweep"):
         monkeypatch.setattr(tracking, name, gone)
-    assert sweep.abandon_sweep("KILLED")
+    assert callback.abandon_sweep("KILLED")
     assert capsys.readouterr().err == "error: tracking.uri=x cannot be used: gone\n"

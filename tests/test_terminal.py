@@ -5,19 +5,20 @@ import io
 import pytest
 from rich.console import Console
 
-from mnist_exp import report, terminal
+from mnist_exp import console
+from mnist_exp.analysis import report
 
 EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 SHOWN = r"\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 
 
 def test_control_characters_are_shown_and_not_obeyed(capsys):
-    assert terminal.printable(EVIL) == SHOWN
-    assert terminal.printable("größe 漢字 é") == "größe 漢字 é"
-    assert terminal.printable("\udcff") == r"\udcff"  # a name that is no UTF-8 cannot be printed as it is
-    terminal.say(f"first\n{EVIL}")
-    terminal.complain(EVIL)
-    terminal.warn(EVIL)
+    assert console.printable(EVIL) == SHOWN
+    assert console.printable("größe 漢字 é") == "größe 漢字 é"
+    assert console.printable("\udcff") == r"\udcff"  # a name that is no UTF-8 cannot be printed as it is
+    console.say(f"first\n{EVIL}")
+    console.complain(EVIL)
+    console.warn(EVIL)
     said = capsys.readouterr()
     assert said.out == "first\n" + SHOWN.replace(r"\n", "\n") + "\n"
     assert all(line.isprintable() for line in (said.out + said.err).splitlines())
@@ -32,7 +33,7 @@ def test_a_document_shows_them_in_every_block(text_of):
 
 
 def test_at_most_twenty_mistakes_are_printed(capsys):
-    terminal.complain("\n".join(f"mistake {number} {'x' * 20000}" for number in range(6000)))
+    console.complain("\n".join(f"mistake {number} {'x' * 20000}" for number in range(6000)))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 21
     assert max(map(len, lines)) < 2100
@@ -41,7 +42,7 @@ def test_at_most_twenty_mistakes_are_printed(capsys):
 
 def test_a_warning_is_said_once(capsys):
     for _ in range(3):
-        terminal.warn("said once\nin one line")
+        console.warn("said once\nin one line")
     assert capsys.readouterr().err == "warning: said once in one line\n"
 
 
@@ -50,17 +51,17 @@ def screen(monkeypatch):
     """What Rich draws on a terminal."""
     drawn = io.StringIO()
     monkeypatch.setattr(
-        terminal, "Console", lambda **keys: Console(**{**keys, "file": drawn, "force_terminal": True, "width": 200})
+        console, "Console", lambda **keys: Console(**{**keys, "file": drawn, "force_terminal": True, "width": 200})
     )
     return drawn
 
 
 @pytest.mark.parametrize("name", ["[red]x", "[/x]", f"x{EVIL}"])
 def test_a_name_is_neither_markup_nor_control(screen, name):
-    row = terminal.Row(0, name, "FINISHED", f"name={name}", 0.5, 0.5, 1.0, "f" * 32)
-    terminal.sweep_table(f"sweep {name}", [row])
-    with terminal.RunProgress(name, 2) as progress:
+    row = console.Row(0, name, "FINISHED", f"name={name}", 0.5, 0.5, 1.0, "f" * 32)
+    console.sweep_table(f"sweep {name}", [row])
+    with console.RunProgress(name, 2) as progress:
         progress.bar.refresh()
-    assert terminal.printable(name)[:4] in screen.getvalue()
+    assert console.printable(name)[:4] in screen.getvalue()
     assert "]0;owned\x07" not in screen.getvalue()
     assert "\x9b" not in screen.getvalue()

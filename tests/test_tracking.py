@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from mnist_exp import RunError, tracking
+from mnist_exp import tracking
+from mnist_exp.errors import RunError
 from tests.conftest import drive, runs
 
 
@@ -401,7 +402,8 @@ def test_many_runs_leave_no_thread_and_no_open_file(store):
 LOST = """
 import json, sys
 from hydra.core.global_hydra import GlobalHydra
-from mnist_exp import checkpoint, tracking, train
+from mnist_exp import tracking, train
+from mnist_exp.training import checkpoint
 
 saved, save, log = [], checkpoint.save, tracking.Model.log
 checkpoint.save = lambda *given: (saved.append(1), save(*given))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import RequestError, data, devices, models, resident, schedules, trainer
-from mnist_exp.trainer import Execution
+from mnist_exp import data, models, schedules
+from mnist_exp.errors import RequestError
+from mnist_exp.training import device_loop, devices, trainer
+from mnist_exp.training.trainer import Execution
 
 RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
 KERAS = Execution("keras", False, "")
@@ -141,15 +143,15 @@ def test_same_seed_same_bits_also_after_another_run_in_between():
 
 
 def twins():
-    return resident._twin.cache_info()
+    return device_loop._twin.cache_info()
 
 
 @pytest.mark.parametrize("name", ["adam", pytest.param("sgd_ema", marks=pytest.mark.slow)])
 def test_an_equal_model_finds_its_programs_compiled_and_gets_the_same_bits(name):
     make = OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.002))
-    resident._twin.cache_clear()
+    device_loop._twin.cache_clear()
     alone = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
-    resident._twin.cache_clear()
+    device_loop._twin.cache_clear()
     train(RESIDENT, lambda: mlp(dropout=0.1), OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.001)), seed=2)
     second = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
     assert (twins().misses, twins().hits) == (1, 1)
@@ -162,10 +164,10 @@ def test_other_settings_of_an_optimizer_get_programs_of_their_own(name):
     model = mlp()
     optimizer = OPTIMIZERS[name]()
     model.compile(optimizer, loss="mse")
-    own = resident._description(model)
+    own = device_loop._description(model)
     optimizer.weight_decay = 0.3
     assert own is not None
-    assert resident._description(model) != own
+    assert device_loop._description(model) != own
 
 
 class Own(keras.layers.Layer):
@@ -408,7 +410,8 @@ def test_clipping_by_norm_on_several_devices_is_refused():
 MIRRORED = """
 import contextlib, json, sys
 import numpy as np, keras
-from mnist_exp import devices, models, trainer
+from mnist_exp import models
+from mnist_exp.training import devices, trainer
 from tests.test_trainer import small
 choice, folder = sys.argv[1:]
 strategy = devices.configure(choice, 2)
@@ -429,7 +432,8 @@ for layers in ("plain", "bn"):
 SIZES = """
 import json, sys
 import numpy as np, keras, tensorflow as tf
-from mnist_exp import devices, models, trainer
+from mnist_exp import models
+from mnist_exp.training import devices, trainer
 from mnist_exp.data import Split
 from tests.test_trainer import small
 replicas = int(sys.argv[1])
@@ -480,7 +484,8 @@ PRODUCT = """
 import contextlib, json, math, sys
 from pathlib import Path
 from omegaconf import OmegaConf
-from mnist_exp import config, devices, models, run, trainer
+from mnist_exp import config, experiment, models
+from mnist_exp.training import devices, trainer
 from tests.test_trainer import small
 choice = sys.argv[1]
 strategy = devices.configure(choice, 2)
@@ -497,7 +502,7 @@ for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
             with strategy.scope() if strategy else contextlib.nullcontext():
                 model = config.build(options["model"][model_name], (28, 28, 1), 10)
                 nodes = options["optimizer"][optimizer_name], options["schedule"]["constant"]
-                optimizer = run.build_optimizer(*nodes, 2)
+                optimizer = experiment.build_optimizer(*nodes, 2)
             execution = trainer.Execution(wanted, False, "")
             fitted = trainer.fit(model, optimizer, few, epochs=1, batch_size=40, seed=0, execution=execution)
             losses[f"{precision} {model_name} {optimizer_name} {wanted}"] = fitted.history["val_loss"][0]

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 from hydra.utils import get_object
 
-from mnist_exp import RequestError, provenance, tracking
+from mnist_exp import provenance, tracking
 from mnist_exp.config import FACTS, ConfigError, check, to_yaml
+from mnist_exp.config.untrusted import MAX_BYTES, builders, read_config
+from mnist_exp.errors import RequestError
 from mnist_exp.train import resumed
-from mnist_exp.trust import MAX_BYTES, builders, read_config
 from tests.conftest import drive
 from tests.test_config import composed
 

@@ -1,0 +1,347 @@
+"""From the runs of a store to ranked rows: which runs count, which differ only in seed, what may be ranked together."""
+
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mnist_exp.analysis import statistics
+from mnist_exp.config import STAND_INS, changes_result
+from mnist_exp.errors import RequestError
+from mnist_exp.scores import bounds, higher_is_better
+from mnist_exp.tracking import TrackedRun
+
+SHORT_NAMES = ("model", "optimizer")  # params that repeat a `_target_` for MLflow's UI
+SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
+GROUPS = ("model", "optimizer", "schedule", "augment")  # whose options need no key to be understood
+ABSENT = "-"
+
+
+class Choice(NamedTuple):
+    """Which runs are meant; what is empty chooses nothing and leaves all. `ids` are beginnings of run ids."""
+
+    sweep: str | None = None
+    tags: Mapping[str, str] = {}
+    ids: Sequence[str] = ()
+    everything: bool = False  # rather than the newest sweep, when nothing else is said
+
+
+class Row(NamedTuple):
+    """Finished runs that differ only in seed."""
+
+    label: str
+    settings: dict[str, str]
+    runs: dict[int, TrackedRun]  # by seed, the newest of each
+    repeats: int  # older runs of the same seeds: the same bits again are no new evidence
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """The metric by seed, where a run has it as a number."""
+        found = {seed: run.metrics.get(metric, math.nan) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
+    def summary(self, metric: str) -> statistics.Summary | None:
+        """The metric in figures; None when no run has it."""
+        scores = self.scores(metric)
+        return statistics.summarise(list(scores.values()), bounds(metric)) if scores else None
+
+
+class Table(NamedTuple):
+    """Rows on the same data and split, best first."""
+
+    data: str
+    fingerprint: str
+    rows: list[Row]
+    named: bool  # whether labels are the runs' own names; else they are the settings that vary
+    varying: list[str]  # settings that tell the rows apart
+    shared: dict[str, str]  # settings that all rows which have them share
+    looks: int  # how often the experiment has looked at these test images
+
+
+class Board(NamedTuple):
+    """Everything chosen, ranked by `metric`."""
+
+    chosen: str
+    metric: str
+    tables: list[Table]
+    left_out: dict[str, int]  # runs that do not count, by reason
+
+
+def board(records: Sequence[TrackedRun], choice: Choice, metric: str, matching: set[str] | None = None) -> Board:
+    """Rank what is chosen of an experiment's runs.
+
+    Args:
+        records: all runs of the experiment, newest first.
+        choice: which of them are meant.
+        metric: what ranks; on the validation images.
+        matching: ids of the runs that a filter left; None without one.
+
+    Raises:
+        RequestError: what is chosen does not exist, or the metric is one of the test set.
+    """
+    if metric.startswith("test_"):
+        raise RequestError(f"--metric must not be one of the test set, which would become a validation set: {metric}")
+    chosen, said = choose(records, choice)
+    if matching is not None:
+        chosen, said = [run for run in chosen if run.run_id in matching], f"{said}, filtered"
+    good, left_out = _sort_out(chosen, metric)
+    if not good and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
+        known = sorted({name for run in chosen for name in run.metrics if not name.startswith("test_")})
+        raise RequestError(f"no chosen run has the metric {metric!r}; there are: {', '.join(known) or 'none'}")
+    by_data: dict[tuple[str, str], list[TrackedRun]] = {}
+    for run in good:
+        key = (run.tags.get("data.fingerprint", "unknown"), run.tags.get("selection", "validation"))
+        by_data.setdefault(key, []).append(run)
+    tables = [_table(runs, metric, records) for runs in by_data.values()]
+    return Board(said, metric, tables, left_out)
+
+
+def choose(records: Sequence[TrackedRun], choice: Choice) -> tuple[list[TrackedRun], str]:
+    """The records that a choice means, and the choice in words."""
+    runs, said = list(records), []
+    for start in choice.ids:
+        find(records, start)
+    if choice.ids:
+        runs = [run for run in runs if run.run_id.startswith(tuple(choice.ids))]
+        said.append("runs " + ", ".join(choice.ids))
+    for key, value in choice.tags.items():
+        runs = [run for run in runs if run.tags.get(key) == value]
+        said.append(f"{key}={value}")
+    sweep = choice.sweep
+    if sweep is None and not said and not choice.everything:
+        sweep = next((run.tags["sweep"] for run in records if "sweep" in run.tags and not run.deleted), None)
+    if sweep is not None:
+        if not any(in_sweep(run, sweep) for run in records):
+            known = list(dict.fromkeys(run.tags["sweep"] for run in records if "sweep" in run.tags))
+            raise RequestError(f"there is no sweep {sweep!r}; the newest are: {', '.join(known[:5]) or 'none'}")
+        runs = [run for run in runs if in_sweep(run, sweep)]
+        said.append(f"sweep {sweep}")
+    return runs, ", ".join(said) or "all runs"
+
+
+def in_sweep(run: TrackedRun, sweep: str) -> bool:
+    """Whether a sweep trained a run, or found it finished and used it."""
+    return run.tags.get("sweep") == sweep or f"sweep.{sweep}" in run.tags
+
+
+def find(records: Iterable[TrackedRun], start: str) -> TrackedRun:
+    """The run whose id begins like this.
+
+    Raises:
+        RequestError: there is none, or more than one.
+    """
+    found = [run for run in records if run.run_id.startswith(start)]
+    if len(found) != 1:
+        which = "no run has" if not found else f"{len(found)} runs have"
+        raise RequestError(f"{which} an id that begins with {start!r}; a run is named by its id or how that begins")
+    return found[0]
+
+
+def _sort_out(runs: Sequence[TrackedRun], metric: str) -> tuple[list[TrackedRun], dict[str, int]]:
+    good, left_out = [], Counter[str]()
+    for run in runs:
+        reason = _unfit(run, metric)
+        if reason is None:
+            good.append(run)
+        elif reason:
+            left_out[reason] += 1
+    return good, dict(left_out)
+
+
+def _unfit(run: TrackedRun, metric: str) -> str | None:
+    """Why a run does not count; empty for a sweep's own, which nobody would look for here."""
+    kind = run.tags.get("kind")
+    if kind == "sweep":
+        return ""
+    if run.deleted:
+        return "deleted"
+    if kind != "run":
+        return kind or "not of this project"
+    if run.status != "FINISHED":
+        return {"RUNNING": "running or cut off"}.get(run.status, run.status.lower())
+    if run.tags.get("pruned") == "true":
+        return "pruned by its search"
+    if not run.params.get("seed", "").isdecimal() or not math.isfinite(run.metrics.get(metric, math.nan)):
+        return f"without seed or {metric}"
+    return None
+
+
+def settings(run: TrackedRun) -> dict[str, str]:
+    """All that can change a run's result but its seed and data, under the names that people know."""
+    found: dict[str, str] = {}
+    for key, value in run.params.items():
+        if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
+            group, _, name = key.partition(".")
+            found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value
+    found |= {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
+    if "identity.facts" in run.tags:
+        return found | _software(run.tags["identity.facts"])
+    return found | {key: run.tags[key] for key in ("code.commit", "code.dirty") if key in run.tags}
+
+
+@functools.cache
+def _short(group: str, target: str) -> str:
+    """A target's own name when it is where one looks for it, else all of it."""
+    module, _, name = target.rpartition(".")
+    return name if module in (f"mnist_exp.{group}", f"mnist_exp.{group}s", f"keras.{group}s") else target
+
+
+@functools.cache
+def _software(facts: str) -> dict[str, str]:
+    """Source and versions, from the tag `identity.facts`."""
+    found: dict[str, str] = {}
+    try:
+        tree = json.loads(facts)
+    except ValueError:
+        tree = None
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": str(text) for name, text in value.items()}
+        elif key not in STAND_INS.values():  # those are in `SETTING_TAGS`, and data have a table each
+            found[key] = str(value)[:12] if key == "source" else str(value)  # a digest needs no more to be told
+    return found
+
+
+def looks(records: Iterable[TrackedRun], data: str) -> int:
+    """How often runs have looked at the test images of a data set, whatever became of the runs.
+
+    Every run scores them once, at its end; one that selects on them has also done so after each epoch.
+    """
+    count = 0
+    for run in records:
+        if run.tags.get("data.name") == data and run.tags.get("kind") != "sweep":
+            count += "test_accuracy" in run.metrics
+            if run.tags.get("selection") == "test" and "val_accuracy" in run.metrics:
+                epochs = run.params.get("trainer.epochs", "")
+                count += int(epochs) if epochs.isdecimal() else 1
+    return count
+
+
+def _table(runs: Sequence[TrackedRun], metric: str, records: Iterable[TrackedRun]) -> Table:
+    groups: dict[frozenset[tuple[str, str]], list[TrackedRun]] = {}
+    for run in runs:
+        groups.setdefault(frozenset(settings(run).items()), []).append(run)
+    rows = [dict(key) for key in groups]
+    varying, shared = _split(rows)
+    found = []
+    names = _names(list(groups.values()))
+    labels = names or told(rows, varying)
+    for label, row, members in zip(labels, rows, groups.values(), strict=True):
+        by_seed: dict[int, TrackedRun] = {}
+        for run in members:  # newest first
+            by_seed.setdefault(int(run.params["seed"]), run)
+        ordered = dict(sorted(by_seed.items()))
+        found.append(Row(label, row, ordered, len(members) - len(ordered)))
+
+    def rank(row: Row) -> float:
+        scores = row.scores(metric).values()
+        return sum(scores) / len(scores) * (-1 if higher_is_better(metric) else 1)
+
+    found.sort(key=rank)
+    tags = runs[0].tags
+    data, fingerprint = tags.get("data.name", "unknown data"), tags.get("data.fingerprint", "unknown")
+    return Table(data, fingerprint, found, bool(names), varying, shared, looks(records, data))
+
+
+def _split(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, str]]:
+    """Keys in which rows differ, and what is equal in all that have it.
+
+    Keys that some rows lack and the others agree on count as equal (a width that only one of the models has), unless
+    nothing else tells two rows apart.
+    """
+    keys = sorted({key for row in rows for key in row}, key=lambda key: ("." in key, key))
+    values = {key: {row[key] for row in rows if key in row} for key in keys}
+    varying = [key for key in keys if len(values[key]) > 1]
+    for key in keys:
+        if _distinct(rows, varying) == len(rows):
+            break
+        if _distinct(rows, [*varying, key]) > _distinct(rows, varying):
+            varying = sorted([*varying, key], key=keys.index)
+    return varying, {key: next(iter(values[key])) for key in keys if key not in varying}
+
+
+def _distinct(rows: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
+    return len({tuple(row.get(key) for key in keys) for row in rows})
+
+
+def _names(groups: Sequence[Sequence[TrackedRun]]) -> list[str]:
+    """The name that the config gives the runs of each row; nothing unless every row has one of its own."""
+    names = [{run.params.get("name", "") for run in group} for group in groups]
+    distinct = len(set.union(*names)) == len(groups) and all(len(name) == 1 for name in names)
+    return [name.pop() for name in names] if distinct and {""} not in names else []
+
+
+def told(rows: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
+    """Each row's values of the settings `varying`, as a label."""
+    short = short_names(varying)
+    return [
+        " ".join(row[key] if key in GROUPS else f"{short[key]}={row[key]}" for key in varying if key in row) or "all"
+        for row in rows
+    ]
+
+
+def briefly(table: Table, rows: Sequence[Row]) -> list[str]:
+    """Labels that tell only these rows apart, for where there is little room."""
+    if table.named:
+        return [row.label for row in rows]
+    settings = [row.settings for row in rows]
+    return told(settings, _split(settings)[0])
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key without its group, where that leaves no doubt."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys}
+
+
+def resolve_axis(table: Table, axis: str) -> str:
+    """The setting that an axis names, in full or without its group.
+
+    Raises:
+        RequestError: no setting of that name varies.
+    """
+    found = [key for key in table.varying if axis == key] or [
+        key for key in table.varying if key.rpartition(".")[2] == axis
+    ]
+    if len(found) != 1:
+        varying = ", ".join(table.varying) or "none"
+        raise RequestError(f"--by must name one setting that varies, got {axis!r}; there are: {varying}")
+    return found[0]
+
+
+def along(table: Table, axis: str, metric: str) -> dict[str, dict[tuple[str, ...], dict[int, float]]]:
+    """Scores by value of a setting, then by the other settings, then by seed.
+
+    What goes along with the value (as the learning rate does with the optimizer when it was not varied itself) does
+    not count among the others.
+    """
+    values = {row.settings.get(axis, ABSENT) for row in table.rows}
+    others = []
+    for key in table.varying:
+        of_value: dict[str, set[str]] = {value: set() for value in values}
+        for row in table.rows:
+            of_value[row.settings.get(axis, ABSENT)].add(row.settings.get(key, ABSENT))
+        if any(len(found) > 1 for found in of_value.values()):
+            others.append(key)
+    cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = {}
+    for row in table.rows:
+        cell = tuple(row.settings.get(key, ABSENT) for key in others)
+        cells.setdefault(row.settings.get(axis, ABSENT), {})[cell] = row.scores(metric)
+    return cells
+
+
+def common(
+    a: Mapping[tuple[str, ...], Mapping[int, float]], b: Mapping[tuple[str, ...], Mapping[int, float]]
+) -> tuple[dict[int, float], dict[int, float], int]:
+    """Mean scores by seed over the settings that both have, and how many these are.
+
+    A seed counts on its side when it has run in all of them: else it would carry the settings it lacks.
+    """
+    cells = [cell for cell in a if cell in b]
+
+    def means(side: Mapping[tuple[str, ...], Mapping[int, float]]) -> dict[int, float]:
+        seeds = set.intersection(*(set(side[cell]) for cell in cells)) if cells else set()
+        return {seed: sum(side[cell][seed] for cell in cells) / len(cells) for seed in sorted(seeds)}
+
+    return means(a), means(b), len(cells)

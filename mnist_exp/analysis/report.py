@@ -1,0 +1,370 @@
+"""A comparison as a document of blocks, and that as text or Markdown; its numbers as CSV or JSON."""
+
+import csv
+import html
+import io
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mnist_exp.analysis import leaderboard, statistics, verdicts
+from mnist_exp.analysis.leaderboard import ABSENT, Board, Row, Table, short_names
+from mnist_exp.analysis.verdicts import Verdict
+from mnist_exp.console import printable
+from mnist_exp.errors import RequestError
+from mnist_exp.scores import higher_is_better
+
+WIDTH = 110  # of running text, in letters
+MAX_PAIRS = 15  # of more, only those with the best row are written out
+
+
+class Heading(NamedTuple):
+    """A title within the document."""
+
+    text: str
+
+
+class Text(NamedTuple):
+    """A paragraph."""
+
+    text: str
+
+
+class Grid(NamedTuple):
+    """A table; columns from `numbers` on are aligned to the right."""
+
+    header: list[str]
+    rows: list[list[str]]
+    numbers: int
+
+
+class Picture(NamedTuple):
+    """A figure as SVG, and what it shows; only in HTML."""
+
+    svg: str
+    caption: str
+    on_white: bool = False  # also on a dark page
+
+
+Block = Heading | Text | Grid | Picture
+
+
+class Compared(NamedTuple):
+    """A table with the verdicts on its first rows, and along an axis if one was asked for."""
+
+    table: Table
+    verdicts: list[Verdict]
+    axis: str
+    along: list[Verdict]
+    pictures: list[Picture | Text]
+
+
+def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> list[Compared]:
+    """Test the pairs of rows of each table, and along an axis where it varies.
+
+    The correction counts the pairs of all rows: the first `top`, whose verdicts are kept, were chosen by their scores.
+
+    Raises:
+        RequestError: the axis varies in no table.
+    """
+    found, refused = [], []
+    for table in board.tables:
+        pairs = verdicts.of_rows(table.rows, board.metric, right, top)
+        key, along = "", list[Verdict]()
+        if axis is not None:
+            try:
+                key = leaderboard.resolve_axis(table, axis)
+                along = verdicts.along(table, key, board.metric)
+            except RequestError as error:
+                refused.append(error)
+        found.append(Compared(table, pairs, key, along, []))
+    if refused and len(refused) == len(found):
+        raise refused[0]
+    return found
+
+
+def blocks(board: Board, compared: Sequence[Compared], top: int) -> Iterator[Block]:
+    """The document.
+
+    Args:
+        board: what was chosen.
+        compared: its tables.
+        top: rows of each table that are written out.
+    """
+    runs = sum(len(row.runs) + row.repeats for table in board.tables for row in table.rows)
+    yield Text(f"{board.chosen}: {_count(runs, 'run')} in {_count(sum(len(t.rows) for t in board.tables), 'row')}")
+    if board.left_out:
+        yield Text("left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(board.left_out.items())))
+    if len(board.tables) > 1:
+        yield Text("These runs are on different data or splits: a table each, for no score ranks across them.")
+    for part in compared:
+        yield from _table(part, board.metric, top)
+
+
+def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
+    table = part.table
+    runs = next(iter(table.rows[0].runs.values()))
+    on_test = runs.tags.get("selection") == "test"
+    yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}")
+    yield Text(f"data fingerprint {table.fingerprint[:12]}; equal everywhere: {_settings(table.shared)}")
+    yield _leaderboard(table, metric, top)
+    if len(table.rows) > top:
+        yield Text(f"{len(table.rows) - top} more rows; the best of many is partly luck")
+    repeats = sum(row.repeats for row in table.rows)
+    if repeats:
+        yield Text(f"{_count(repeats, 'older run')} of a seed that a newer run has too: counted once")
+    yield Text(_test_note(table, on_test))
+    if part.verdicts:
+        yield Heading("Is it real?")
+        yield Text("What is shown holds for other seeds on the same images; other images are another question.")
+        yield from _verdicts(part.verdicts, metric)
+    if part.axis:
+        yield Heading(f"Along {part.axis}")
+        yield from _verdicts(part.along, metric)
+    times = _times(table, top)
+    if times.rows:
+        yield Heading("Time")
+        yield times
+        yield Text(
+            "Means over seeds. s to N %: seconds until the validation accuracy got there, without/with compiling."
+        )
+    if part.pictures:
+        yield Heading("Pictures")
+        yield from part.pictures
+
+
+def _test_note(table: Table, on_test: bool) -> str:
+    text = f"This experiment has looked at the test images of {table.data} {table.looks:,} times"
+    if on_test:
+        return f"{text}: these runs after every epoch, so that their scores flatter them."
+    return f"{text}; whoever chooses by test scores needs new images."
+
+
+def _leaderboard(table: Table, metric: str, top: int) -> Grid:
+    scale, unit = _unit(metric)
+    short = short_names(table.varying)
+    columns = table.varying if table.named else []  # else the label says it all
+    header = ["#", "row", *(short[key] for key in columns)]
+    header += [metric.removeprefix("final_") + unit, "95 % interval", "std", "seeds", "best", "worst", f"test{unit}"]
+    rows = []
+    for rank, row in enumerate(table.rows[:top], 1):
+        found = row.summary(metric)
+        assert found is not None
+        best, worst = found.largest, found.smallest
+        if not higher_is_better(metric):
+            best, worst = worst, best
+        tested = row.summary(metric.replace("final_val", "test"))
+        figures = [
+            _number(found.mean, scale),
+            _span(found.low, found.high, scale),
+            _number(found.std, scale),
+            str(found.n),
+        ]
+        figures += [_number(best, scale), _number(worst, scale), _mean_std(tested, scale)]
+        settings = [row.settings.get(key, ABSENT) for key in columns]
+        rows.append([str(rank), row.label, *settings, *figures])
+    return Grid(header, rows, 2 + len(columns))
+
+
+def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
+    shown = found if len(found) <= MAX_PAIRS else [v for v in found if v.first == found[0].first]
+    scale, unit = _unit(metric)
+    header = ["first", "second", f"difference{unit}", "95 % interval", "g", "test", "n", "p"]
+    header += ["p (Holm)", "permutation p", "bootstrap interval"]
+    rows = []
+    for v in shown:
+        spans = [_span(v.low, v.high, scale), f"{v.effect:.1f}" if math.isfinite(v.effect) else ABSENT]
+        witnesses = [_p(v.permutation), _span(*v.bootstrap, scale) if v.bootstrap else ABSENT]
+        figures = [_number(v.difference, scale, signed=True), *spans, v.test, str(v.n), _p(v.p), _p(v.p_holm)]
+        rows.append([v.first, v.second, *figures, *witnesses])
+    yield Grid(header, rows, 2)
+    if len(shown) < len(found):
+        yield Text(f"{len(shown)} of the {len(found)} pairs of these rows; --format json has every one")
+    for v in shown:
+        yield Text(f"{v.first} vs {v.second}: {v.words}.")
+    few = [v.n for v in shown if v.test == "paired t" and 2 / 2**v.n > statistics.ALPHA]
+    if few:
+        least = 2 / 2 ** min(few)
+        yield Text(f"A permutation of {min(few)} pairs cannot come below p={least:.2g}: the t test decides.")
+
+
+def _times(table: Table, top: int) -> Grid:
+    reached = [p for p in (97, 98, 99) if any(row.scores(f"seconds_to_{p}") for row in table.rows[:top])]
+    header = ["row", *(f"s to {percent} %" for percent in reached), "s in all", "images/s", "parameters"]
+    rows = []
+    for row in table.rows[:top]:
+        cells = [row.label, *(_seconds_to(row, percent) for percent in reached)]
+        for metric, form in (("fit_seconds", ",.1f"), ("images_per_second", ",.0f"), ("parameters", ",.0f")):
+            found = row.summary(metric)
+            cells.append(ABSENT if found is None else format(found.mean, form))
+        rows.append(cells)
+    return Grid(header, rows if any(set(cells[1:]) != {ABSENT} for cells in rows) else [], 1)
+
+
+def _seconds_to(row: Row, percent: int) -> str:
+    seconds = row.scores(f"seconds_to_{percent}")
+    if not seconds:
+        return "never"
+    compiling = row.scores("compile_seconds")
+    alone = sum(seconds.values()) / len(seconds)
+    with_it = sum(seconds[seed] + compiling.get(seed, 0.0) for seed in seconds) / len(seconds)
+    some = f" ({len(seconds)} of {len(row.runs)})" if len(seconds) < len(row.runs) else ""
+    return f"{alone:.1f}/{with_it:.1f}{some}"
+
+
+def _unit(metric: str) -> tuple[float, str]:
+    return (100.0, " (%)") if "accuracy" in metric else (1.0, "")
+
+
+def _number(value: float, scale: float, *, signed: bool = False) -> str:
+    if not math.isfinite(value):
+        return ABSENT
+    return format(value * scale, f"{'+' if signed else ''}{'.2f' if scale == 100 else '.4g'}")
+
+
+def _span(low: float, high: float, scale: float) -> str:
+    return ABSENT if math.isnan(low) else f"{_number(low, scale)} to {_number(high, scale)}"
+
+
+def _mean_std(found: statistics.Summary | None, scale: float) -> str:
+    if found is None:
+        return ABSENT
+    spread = "" if math.isnan(found.std) else f" ± {_number(found.std, scale)}"
+    return _number(found.mean, scale) + spread
+
+
+def _p(p: float | None) -> str:
+    if p is None or math.isnan(p):
+        return ABSENT
+    return "<0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _settings(settings: Mapping[str, str]) -> str:
+    told = [f"{key}={value}" for key, value in settings.items() if not key.startswith("versions.")]
+    libraries = len(settings) - len(told)
+    return ", ".join(told + ([f"versions of {libraries} libraries"] if libraries else [])) or "nothing"
+
+
+def as_text(document: Sequence[Block]) -> str:
+    """For a terminal."""
+    lines: list[str] = []
+    for block in document:
+        if isinstance(block, Heading):
+            text = printable(block.text)
+            lines += ["", text, "=" * len(text)]
+        elif isinstance(block, Text):
+            lines += textwrap.wrap(printable(block.text), WIDTH, subsequent_indent="  ", break_long_words=False)
+        elif isinstance(block, Grid):
+            lines += ["", *_aligned(block), ""]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _aligned(grid: Grid) -> list[str]:
+    rows = [[printable(cell) for cell in row] for row in (grid.header, *grid.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column >= grid.numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def as_markdown(document: Sequence[Block]) -> str:
+    """For a README or an issue."""
+    lines: list[str] = []
+    for block in document:
+        if isinstance(block, Heading):
+            lines += [f"## {_escape(block.text)}", ""]
+        elif isinstance(block, Text):
+            lines += [_escape(block.text), ""]
+        elif isinstance(block, Grid):
+            marks = ["--:" if column >= block.numbers else "---" for column in range(len(block.header))]
+            rows = [[_escape(cell) for cell in row] for row in (block.header, *block.rows)]
+            lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], marks, *rows[1:])] + [""]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    kept = html.escape(printable(text), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in kept)
+
+
+def as_csv(compared: Sequence[Compared], metric: str) -> str:
+    """A line for each row of every table, with all settings that vary anywhere."""
+    keys = list(dict.fromkeys(key for part in compared for key in part.table.varying))
+    lines = [_record(part.table, rank, row, metric) for part in compared for rank, row in enumerate(part.table.rows, 1)]
+    text = io.StringIO()
+    # Spreadsheets run what begins like a formula; names come from the store.
+    fixed = [key for key in (lines[0] if lines else {}) if key != "settings"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*fixed, *keys])
+    for line in lines:
+        values = [line[key] for key in fixed] + [line["settings"].get(key, "") for key in keys]
+        writer.writerow([_cell(value) for value in values])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) and value != ABSENT:
+        return "'" + value
+    return value
+
+
+def _record(table: Table, rank: int, row: Row, metric: str) -> dict[str, Any]:
+    found = row.summary(metric)
+    assert found is not None
+    tested = row.summary(metric.replace("final_val", "test"))
+    times = {name: row.summary(name) for name in ("fit_seconds", "images_per_second", "parameters")}
+    return {
+        "data": table.data,
+        "fingerprint": table.fingerprint,
+        "rank": rank,
+        "row": row.label,
+        "seeds": list(row.runs),
+        **{f"{metric}_{name}": _finite(getattr(found, name)) for name in ("mean", "std", "low", "high")},
+        "smallest": found.smallest,
+        "largest": found.largest,
+        "test_mean": None if tested is None else tested.mean,
+        "test_std": None if tested is None else _finite(tested.std),
+        **{name: None if time is None else time.mean for name, time in times.items()},
+        "runs": [run.run_id for run in row.runs.values()],
+        "settings": {key: row.settings[key] for key in table.varying if key in row.settings},
+    }
+
+
+def as_json(board: Board, compared: Sequence[Compared]) -> str:
+    """Everything, for programs; accuracies are shares, what cannot be said is null."""
+    tables = [
+        {
+            "data": part.table.data,
+            "fingerprint": part.table.fingerprint,
+            "selection": part.table.rows[0].settings.get("selection"),
+            "test_looks": part.table.looks,
+            "shared": part.table.shared,
+            "rows": [_record(part.table, rank, row, board.metric) for rank, row in enumerate(part.table.rows, 1)],
+            "pairs": [_pair(v) for v in part.verdicts],
+            "along": {"axis": part.axis, "pairs": [_pair(v) for v in part.along]} if part.axis else None,
+        }
+        for part in compared
+    ]
+    whole = {"chosen": board.chosen, "metric": board.metric, "left_out": board.left_out, "tables": tables}
+    return json.dumps(whole, indent=2) + "\n"
+
+
+def _pair(verdict: Verdict) -> dict[str, Any]:
+    return {key: _finite(value) if isinstance(value, float) else value for key, value in verdict._asdict().items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

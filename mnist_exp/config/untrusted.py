@@ -1,0 +1,183 @@
+"""A logged config may come from anyone: it is read as data, and may call only what is this package's or Keras' own.
+
+Nothing here composes, resolves, imports or calls what a config names. What passes holds numbers, texts and lists of
+them, for builders that take these; `_target_`s outside the allow list need the user's word (`--trust`).
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_exp.config import (
+    CONF_DIR,
+    FACTS,
+    LOGGED_DEFAULTS,
+    PACKAGE,
+    Config,
+    ConfigError,
+    SweepConfig,
+    check,
+    explain,
+    flatten,
+)
+
+MAX_BYTES = 2**16
+MAX_DEPTH = 6  # a logged config nests three deep
+MAX_SCALAR = 1000
+MAX_LAYERS = 64  # entries of a list, and blocks: Keras takes seconds to build a hundred layers
+MAX_INTEGER = 2**31 - 1  # TensorFlow counts in 32 bits
+ADVICE = "--trust runs it if you know where it comes from"
+# No optimizer or schedule by itself.
+_BASES = {"LearningRateSchedule", "LossScaleOptimizer", "MultiOptimizer", "Optimizer", "OptimizerMap"}
+_KERAS = {"optimizer": "optimizers", "schedule": "optimizers.schedules"}
+_PACKAGE = {"model": "models", "schedule": "schedules", "data": "data", "augment": "augment"}
+
+
+def read_config(content: bytes, *, trusted: bool = False) -> Config:
+    """The config that a run logged, checked as when it was composed; where it was tracked is left out.
+
+    Args:
+        content: of a `config.yaml`.
+        trusted: whether its `_target_`s may be anything, with any values.
+
+    Raises:
+        ConfigError: it is not plain data, names what may not be called, or makes no sense; a line for each mistake.
+    """
+    tree = _parse(content)
+    mistakes = list(_foreign(tree))
+    if not trusted:
+        mistakes += [*_costly(tree), *(line for group in FACTS for line in _unsafe(tree, group))]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    # As in the defaults list of a logged config: keys that came after it was logged have today's defaults.
+    groups = [group for entry in LOGGED_DEFAULTS if isinstance(entry, dict) for group in entry if "/" not in group]
+    defaults = {group: OmegaConf.load(CONF_DIR / group / "default.yaml") for group in groups}
+    tree.pop("defaults", None)
+    try:
+        config = check(OmegaConf.merge(OmegaConf.structured(Config), {"name": "???"}, defaults, tree))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    config.tracking.uri, config.sweep, config.resume = None, SweepConfig(), None
+    return config
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """YAML to dicts, lists and scalars, without tags, aliases, interpolations, or more of it than a config needs."""
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"config.yaml must have at most {MAX_BYTES:,} bytes, got {len(content):,}")
+    try:
+        text = content.decode()
+        oddity = next(_oddities(text), None)
+        loaded = None if oddity else OmegaConf.to_container(OmegaConf.create(text))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config.yaml must be UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"config.yaml is not a config: {'; '.join(said[:2])}") from error
+    if oddity:
+        raise ConfigError(f"config.yaml {oddity}")
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config.yaml must hold keys and values, got a {type(loaded).__name__}")
+    return loaded  # type: ignore[return-value]
+
+
+def _oddities(text: str) -> Iterator[str]:
+    """What YAML can do and a logged config does not, found before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"line {event.start_mark.line + 1}:"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            yield f"{where} aliases and anchors are not allowed"
+        elif getattr(event, "tag", None):
+            yield f"{where} the tag {event.tag} is not allowed"
+        elif depth > MAX_DEPTH:
+            yield f"{where} nested more than {MAX_DEPTH} deep"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
+            yield f"{where} a value of more than {MAX_SCALAR} characters"
+        elif isinstance(event, yaml.ScalarEvent) and ("${" in event.value or event.value == "<<"):
+            yield f"{where} {event.value[:60]!r} is not allowed: a logged config holds values, not references"
+
+
+def _foreign(tree: dict[str, Any]) -> Iterator[str]:
+    """Keys and names that no run logs, whatever they would do."""
+    known = [field.name for field in fields(Config)]
+    for key in tree:
+        if key == "hydra":
+            yield "hydra: a logged config has no such node, and it is never merged"
+        elif key not in (*known, "defaults"):
+            yield f"{str(key)[:60]!r} is not a key of a config; its keys: {', '.join(known)}"
+        elif isinstance(tree[key], dict) and not all(str(inner).isidentifier() for inner in tree[key]):
+            yield f"{key} has a key that is no name, got {str(list(tree[key]))[:60]}"
+    defaults = tree.get("defaults", [])
+    if not isinstance(defaults, list) or any(entry not in LOGGED_DEFAULTS for entry in defaults):
+        yield "defaults: a logged config composes nothing, its defaults are those that a run writes"
+
+
+def _unsafe(tree: dict[str, Any], group: str) -> Iterator[str]:
+    node = tree.get(group)
+    if not isinstance(node, dict):
+        return  # `check` refuses it
+    target = node.get("_target_")
+    if not (group == "augment" and target is None) and target not in (allowed := builders(group)):
+        yield f"{group}._target_ must be one of {', '.join(allowed) or 'null'}, got {target!r}; {ADVICE}"
+    for key, value in node.items():
+        entries = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, dict | list) for entry in entries):
+            yield f"{group}.{key} must be a number, a text, or a list of them, got {str(value)[:60]}; {ADVICE}"
+        elif len(entries) > MAX_LAYERS or (key == "blocks" and type(value) is int and value > MAX_LAYERS):
+            yield f"{group}.{key} must be at most {MAX_LAYERS} layers or values, got {str(value)[:60]}; {ADVICE}"
+        elif group == "optimizer" and key != "_target_" and not all(map(_is_plain, entries)):
+            # Muon searches the names of layers for `exclude_layers`: an expression may take for ever.
+            yield f"{group}.{key} must have no text but plain names, got {str(value)[:60]!r}; {ADVICE}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is no text, or one without a sign that means something in a regular expression, but for dots."""
+    return not isinstance(value, str) or re.fullmatch(r"[\w./-]*", value) is not None
+
+
+def _costly(tree: dict[str, Any]) -> Iterator[str]:
+    for key, value in flatten(tree).items():
+        for entry in value if isinstance(value, list) else [value]:
+            if type(entry) is int and abs(entry) > MAX_INTEGER:
+                yield f"{key[:60]} must have no number beyond {MAX_INTEGER}, got {str(entry)[:20]}...; {ADVICE}"
+
+
+def builders(group: str) -> list[str]:
+    """What may stand as `_target_` of a group: this package's own builders, Keras' own optimizers and schedules.
+
+    Read from source, for importing it would import TensorFlow.
+    """
+    module = _PACKAGE.get(group)
+    own = next((path for path in (PACKAGE / f"{module}.py", PACKAGE / f"{module}/__init__.py") if path.is_file()), None)
+    found = [f"mnist_exp.{module}.{name}" for name in _functions(own, FACTS[group])] if own is not None else []
+    spec = importlib.util.find_spec("keras") if group in _KERAS else None
+    if spec is not None and spec.origin is not None:
+        public = Path(spec.origin).parent.joinpath(*_KERAS[group].split("."), "__init__.py")
+        found += [f"keras.{_KERAS[group]}.{name}" for name in _classes(public)]
+    return found
+
+
+def _functions(path: Path, facts: tuple[str, ...]) -> Iterator[str]:
+    """Public functions that take what `run` gives to a builder; one of data gets nothing, and returns a Dataset."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            first = tuple(a.arg for a in node.args.args)
+            if first == facts and (facts or (node.returns is not None and ast.unparse(node.returns) == "Dataset")):
+                yield node.name
+
+
+def _classes(path: Path) -> list[str]:
+    """Classes that a public module of Keras re-exports; its functions begin with a small letter."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    names = [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return sorted(name for name in names if name[0].isupper() and name not in _BASES)

@@ -1,0 +1,1 @@
+"""A run's record, and whether a repetition equals it."""

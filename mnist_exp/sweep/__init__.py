@@ -1,0 +1,1 @@
+"""What Hydra calls when it runs many jobs."""

@@ -1,0 +1,207 @@
+"""What a sweep would come to, before its first run: every model built on shapes only, its time and its disk space."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from statistics import median
+from typing import Any, NamedTuple
+
+import keras
+
+from mnist_exp import provenance
+from mnist_exp.config import Config, ConfigError, build
+from mnist_exp.data import Dataset
+from mnist_exp.errors import RequestError
+from mnist_exp.experiment import build_model, build_optimizer
+from mnist_exp.tracking import Store, similar_runs
+from mnist_exp.training import devices
+
+BYTES_A_PARAMETER = 16  # a SavedModel holds float32 weights twice, a run two of those: for MLflow and for TF Serving
+BYTES_A_RUN = 600_000  # figures, configs, the model's graph and example
+
+
+class Plan(NamedTuple):
+    """What jobs are expected to take, one after the other."""
+
+    seconds: float  # of those whose like has run before
+    unknown: list[str]  # of which none has
+    bytes: int
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        known = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        times = [f"about {known} one after the other"] * (self.seconds > 0)
+        times += [f"time unknown for {' and '.join(self.unknown)}"] * bool(self.unknown)
+        return f"{', '.join(times)}; {self.bytes / 1e6:,.0f} MB on disk"
+
+
+class Size(NamedTuple):
+    """What a model holds."""
+
+    parameters: int
+    outputs: int  # of the largest layer, for one image
+
+
+def models(jobs: Sequence[tuple[Config, Dataset, str]], memory: int | None = None) -> list[int]:
+    """Build the model and the optimizer of each job, each kind of it once, without allocating weights.
+
+    Args:
+        jobs: config, data, and the overrides that set the job apart.
+        memory: bytes of the machine that runs the jobs, if that is known.
+
+    Returns:
+        The number of parameters of each job's model.
+
+    Raises:
+        ConfigError: with a line for each mistake, behind the overrides of the first job that has it.
+    """
+    counts: list[int] = []
+    mistakes: dict[str, list[str]] = {}
+    for config, dataset, swept in jobs:
+        try:
+            counts.append(_check_job(config, dataset, memory))
+        except RequestError as error:
+            mistakes.setdefault(str(error), []).append(swept)
+    if mistakes:
+        raise ConfigError("\n".join(_line(*mistake) for mistake in mistakes.items()))
+    return counts
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Refuse a run on this machine whose model or optimizer cannot be built, before the run begins.
+
+    An exception of a user's own builder is left to the run, which records its traceback.
+
+    Raises:
+        RequestError: names what cannot be built, or the devices or the memory that are missing.
+    """
+    targets = (node["_target_"] for node in (config.model, config.optimizer, config.schedule))
+    ours = all(target.startswith(("mnist_exp.", "keras.")) for target in targets)
+    devices.configure(config.trainer.devices, config.trainer.threads or provenance.cores())
+    try:
+        _check_job(config, dataset, provenance.memory())
+    except RequestError as error:
+        if ours or error.__cause__ is None:
+            raise
+
+
+def _check_job(config: Config, dataset: Dataset, memory: int | None) -> int:
+    settings = config.trainer
+    size = _size(json.dumps(config.model), dataset.image_shape, dataset.num_classes, settings.precision)
+    _check_optimizer(
+        json.dumps([config.optimizer, config.schedule]),
+        settings.epochs * -(-len(dataset.train.labels) // settings.batch_size),
+    )
+    on_cpu = settings.devices.startswith("cpu") or not provenance.may_have_gpu()
+    if memory is not None and on_cpu:
+        _check_memory(size, settings.batch_size, 4 if settings.precision == "float32" else 2, memory)
+    return size.parameters
+
+
+def _check_memory(size: Size, batch_size: int, width: int, memory: int) -> None:
+    """Training holds at least the weights, as many gradients, and the largest layer's outputs for a batch."""
+    needed = 8 * size.parameters + width * batch_size * size.outputs
+    if needed > memory:
+        raise RequestError(
+            f"this model needs at least {needed / 1e9:,.0f} GB, the machine has {memory / 1e9:,.0f}: it has"
+            f" {size.parameters:,} parameters, and its largest layer has {size.outputs:,} outputs for each of the"
+            f" {batch_size:,} images of a batch"
+        )
+
+
+def _line(mistake: str, swept: Sequence[str]) -> str:
+    others = f" (and {len(swept) - 1} more)" if len(swept) > 1 else ""
+    return f"{swept[0]}: {mistake}{others}" if swept[0] else mistake + others
+
+
+@cache
+def _size(model: str, image_shape: tuple[int, int, int], classes: int, precision: str) -> Size:
+    keras.config.set_dtype_policy(precision)
+    facts = (json.loads(model), image_shape, classes)
+    with _explained("the model cannot be built"):
+        with suppress(Exception), keras.StatelessScope(initialize_variables=False):
+            return _measure(build_model(*facts))
+        return _measure(build_model(*facts))  # a builder may want real weights, which the scope forbids
+
+
+def _measure(model: keras.Model) -> Size:
+    outputs = [0]
+    for layer in model.layers:
+        with suppress(AttributeError, ValueError):  # a layer that was called twice or never has no output
+            outputs += [math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(layer.output)]
+    return Size(int(model.count_params()), max(outputs))
+
+
+@cache
+def _check_optimizer(optimizer_and_schedule: str, steps: int) -> None:
+    optimizer, schedule = json.loads(optimizer_and_schedule)
+    with _explained("the optimizer cannot be built"):
+        build_optimizer(optimizer, schedule, steps)
+    if optimizer["_target_"].startswith("keras."):
+        _check_step(json.dumps({**optimizer, "learning_rate": 0.1}))
+
+
+@cache
+def _check_step(optimizer: str) -> None:
+    """Take one step, because Keras rejects some wrong arguments, such as clipnorm=x, only in a step."""
+    with _explained("the optimizer cannot be applied"):
+        variable = keras.Variable(keras.ops.zeros((2, 2), "float32"), dtype="float32")
+        built = build(json.loads(optimizer))
+        built.build([variable])
+        built.scale_loss(keras.ops.zeros(()))
+        built.apply([keras.ops.zeros((2, 2), "float32")])
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
+    """Estimate what jobs will take, by finished runs of the same model, optimizer, batch size and data.
+
+    Args:
+        jobs: config, data and number of parameters of each.
+        store: where those runs are looked for.
+    """
+    kinds: dict[tuple[str, str, int, str], list[tuple[int, int]]] = {}
+    size = 0
+    for config, dataset, parameters in jobs:
+        model, optimizer = (node["_target_"].rpartition(".")[2] for node in (config.model, config.optimizer))
+        kind = (model, optimizer, config.trainer.batch_size, dataset.name)
+        kinds.setdefault(kind, []).append((config.trainer.epochs, parameters))
+        size += BYTES_A_RUN + BYTES_A_PARAMETER * parameters + len(dataset.test.labels) * (4 * dataset.num_classes + 8)
+    runs = {kind: [run for run in similar_runs(store, *kind) if _is_timed(run)] for kind in kinds}
+    known = [_seconds(runs[kind], *job) for kind, members in kinds.items() if runs[kind] for job in members]
+    unknown = [f"{kind[0]} with {kind[1]} at batch size {kind[2]}" for kind in kinds if not runs[kind]]
+    return Plan(sum(known), unknown, size)
+
+
+def _is_timed(run: Any) -> bool:
+    """Whether the run recorded what `_seconds` reads: one of an older version may not."""
+    metrics = {"parameters", "fit_seconds", "compile_seconds"}
+    return metrics <= run.data.metrics.keys() and "trainer.epochs" in run.data.params
+
+
+def _seconds(runs: Sequence[Any], epochs: int, parameters: int) -> float:
+    """Median over the runs with models of the nearest size, their training after compilation scaled to `epochs`."""
+    nearest = min((run.data.metrics["parameters"] for run in runs), key=lambda size: abs(size - parameters))
+    times = []
+    for run in runs:
+        if run.data.metrics["parameters"] == nearest:
+            fit = run.data.metrics["fit_seconds"] - run.data.metrics["compile_seconds"]
+            around = (run.info.end_time - run.info.start_time) / 1000 - fit
+            times.append(around + fit * epochs / int(run.data.params["trainer.epochs"]))
+    return median(times)

@@ -1,0 +1,69 @@
+"""Where a run computes: threads, GPUs or mirrored replicas, precision, seeds; and a clean slate for every run."""
+
+import keras
+import tensorflow as tf
+
+from mnist_exp.errors import RequestError
+
+OUT_OF_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
+
+
+class DeviceError(RequestError):
+    """The machine cannot compute as asked."""
+
+
+def configure(devices: str, threads: int) -> tf.distribute.Strategy | None:
+    """Set TensorFlow's threads and devices; comes before anything that computes.
+
+    Args:
+        devices: `auto` (all GPUs, else the CPU), `cpu`, `gpu`, or a number to mirror over, as in `gpu:2`, `cpu:2`.
+        threads: CPU threads inside and between operations.
+
+    Returns:
+        A MirroredStrategy over two or more devices; None for one, where mirroring would only cost time.
+
+    Raises:
+        DeviceError: the machine lacks the GPUs, or an earlier run of this process fixed other threads or devices.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    kind, _, number = devices.partition(":")
+    if kind == "auto":
+        kind, number = ("gpu", str(len(gpus))) if gpus else ("cpu", "1")
+    count = int(number or 1)
+    if kind == "gpu" and count > len(gpus):
+        raise DeviceError(f"trainer.devices={devices} needs {count} GPU(s), TensorFlow finds {len(gpus)}")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        tf.config.set_visible_devices(gpus if kind == "gpu" else [], "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if kind == "cpu" and count > 1:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"trainer.threads={threads} trainer.devices={devices}: an earlier run of this process fixed other threads "
+            "or devices, and TensorFlow cannot change them; start this run in a process of its own"
+        ) from error
+    return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)]) if count > 1 else None
+
+
+def fresh_session(seed: int, precision: str) -> None:
+    """Forget what earlier runs of this process left in Keras, and seed the draw of the initial weights.
+
+    Args:
+        seed: of every generator that Keras draws from; batches and masks are stateless functions of it.
+        precision: `float32`, `mixed_bfloat16` or `mixed_float16` (a Keras dtype policy).
+    """
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    keras.config.disable_interactive_logging()  # exporting a model would print its endpoints
+
+
+def describe(strategy: tf.distribute.Strategy | None) -> str:
+    """The devices in words, such as `cpu`, `2 x cpu` or `NVIDIA H200`."""
+    gpus = tf.config.get_visible_devices("GPU")
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu") if gpus else "cpu"
+    return name if strategy is None else f"{strategy.num_replicas_in_sync} x {name}"
