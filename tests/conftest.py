@@ -1,140 +1,18 @@
-"""Running the command as a user does: in a process of its own, in an empty folder, without this machine's settings."""
+"""What all tests share."""
 
-import json
-import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import pytest
 
+from tests.helpers.commands import environment
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
-SHORT = "MNIST_EXP_SHORT" in os.environ  # .ci/run sets it: what is slow by repetition repeats less
-
-# Runs commands one after the other in one process, because importing TensorFlow for each would take minutes.
-DRIVER = """
-import contextlib, faulthandler, importlib, io, json, os, resource, signal, sys, threading, time
-from pathlib import Path
-from hydra.core.global_hydra import GlobalHydra
-
-def send_when(errors, text, number):
-    while text not in errors.getvalue():
-        time.sleep(0.01)
-    os.kill(os.getpid(), number)
-
-results, home = {}, os.getcwd()
-for name, case in json.load(sys.stdin).items():
-    GlobalHydra.instance().clear()
-    os.chdir(case["folder"])
-    command = importlib.import_module(f"mnist_exp.{case['module']}")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves it there
-    sys.argv, out, err, code = [case["module"], *case["arguments"]], io.StringIO(), io.StringIO(), 0
-    if case["signal"]:
-        threading.Thread(target=send_when, args=(err, *case["signal"]), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command leaves it ignored
-    faulthandler.dump_traceback_later(90, exit=True)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    began = time.perf_counter()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        if case["full"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
-        try:
-            command.main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException as error:
-            code = repr(error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    seconds = time.perf_counter() - began
-    results[name] = (code, out.getvalue(), err.getvalue(), seconds, "tensorflow" in sys.modules)
-faulthandler.cancel_dump_traceback_later()
-Path(home, "results.json").write_text(json.dumps(results))
-"""
-
-
-class Said(NamedTuple):
-    """What a command left: exit code, output, how long it took, and whether TensorFlow was imported by then."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float = 0.0
-    tensorflow: bool = False
-
-
-class Case(NamedTuple):
-    """A command, the folder it starts in, a signal sent once standard error has a text, whether the disk is full."""
-
-    arguments: list[str]
-    folder: str
-    signal: tuple[str, int] | None = None
-    full: bool = False
-    module: str = "train"
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """This process's environment without what could make a command depend on the machine."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "MNIST_EXP", "HYDRA", "TF_"))}
-    return {**kept, "KERAS_HOME": str(folder / "keras")}
-
-
-def drive(folder: Path, driver: str, given: object, timeout: int, *flags: str) -> str:
-    """What Python code that reads JSON prints, in a process of its own that starts in `folder`."""
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", driver],
-        input=json.dumps(given),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def commands(folder: Path, cases: Mapping[str, Case]) -> dict[str, Said]:
-    """Run the cases in one process that starts in `folder`."""
-    given = {name: case._asdict() for name, case in cases.items()}
-    drive(folder, DRIVER, given, 170, "-W", "error::UserWarning:hydra")
-    return {name: Said(*said) for name, said in json.loads((folder / "results.json").read_text()).items()}
-
-
-def start(folder: Path, *arguments: str, group: bool = False) -> "subprocess.Popen[str]":
-    """Start the command in a process of its own; with `group` in a group of its own, as a terminal makes it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mnist_exp.train", *arguments],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=group,
-    )
-
-
-def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes that a command of `hydra/launcher=processes` trains in: children of it or of its fork server."""
-    found = []
-    for child in psutil.Process(process.pid).children():
-        started = " ".join(child.cmdline())
-        found += [child] if "spawn_main" in started else child.children() if "forkserver" in started else []
-    return found
-
-
-def runs(folder: Path) -> dict[str, str]:
-    """Status of each run in a folder's store, by its name; that of a sweep's own as `sweep`."""
-    with sqlite3.connect(folder / "mlflow.db") as database:
-        found = list(database.execute("SELECT name, status FROM runs"))
-    database.close()
-    return {"sweep" if name.startswith("sweep-") else name: status for name, status in found}
 
 
 @pytest.fixture(scope="session")

@@ -156,3 +156,8 @@ def test_what_is_declared_is_met_by_what_is_installed():
     for requirement in declared("test"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+
+
+def test_no_test_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("tests.") and ".test_" in name], path

@@ -15,10 +15,10 @@ from mlflow.entities import Metric, Param, RunTag
 
 from mnist_exp import compare, data, tracking
 from mnist_exp.analysis import inspection, leaderboard, pictures
-from tests import test_leaderboard
-from tests.conftest import environment
+from tests.helpers import tracked_runs
+from tests.helpers.commands import environment
 
-TAGS = {**test_leaderboard.TAGS, "data.fingerprint": data.digits().fingerprint}
+TAGS = {**tracked_runs.TAGS, "data.fingerprint": data.digits().fingerprint}
 EVIL = "<script>alert(1)</script>"
 RATES = (0.01, 0.05)
 SEEDS = range(3)
@@ -286,7 +286,7 @@ def test_images_of_other_data_with_equal_labels_are_not_shown(params, fingerprin
     digits = data.digits()
     inverted = {"x_train": 255 - digits.train.images, "x_test": 255 - digits.test.images}
     np.savez("other.npz", **inverted, y_train=digits.train.labels, y_test=digits.test.labels)
-    run = test_leaderboard.run(0)._replace(params=params)
+    run = tracked_runs.run(0)._replace(params=params)
     table = leaderboard.Table("x", fingerprint, [leaderboard.Row("x", {}, {0: run}, 0)], False, [], {}, 0)
     found = pictures._test_images(table, digits.test.labels)
     assert (found is not None) == shown

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mnist_exp.redact import redact, shows_secret
-from tests.conftest import Case, commands, environment
+from tests.helpers.commands import Case, commands, environment
 
 SECRET = "s3cr3t-Xy9"
 

@@ -14,8 +14,8 @@ import pytest
 from mnist_exp import data, provenance
 from mnist_exp.config import CONF_DIR, PACKAGE
 from mnist_exp.reproduction.record import Record, write_capsule
-from tests.conftest import SHORT, Case, commands, environment
-from tests.test_trust import DIGITS, GOOD, model, node
+from tests.helpers.commands import SHORT, Case, commands, environment
+from tests.helpers.logged_configs import DIGITS, GOOD, model, node
 
 ROWS = "".join(json.dumps({"step": step, "train_loss": 1.0, "val_loss": 1.0}) + "\n" for step in (1, 2))
 THEN = {"source": {"models.py": "0"}, "facts": {"data": "0", "threads": 99, "device": "cpu"}}

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from mnist_exp import data, provenance
-from tests.conftest import Case, Said, commands, start
+from tests.helpers.commands import Case, Said, commands, start
 
 ARTIFACTS = {
     "code.diff",

@@ -22,7 +22,7 @@ from mnist_exp import tracking
 from mnist_exp.config import CONF_DIR
 from mnist_exp.errors import RequestError
 from mnist_exp.sweep import processes
-from tests.conftest import SHORT, environment, runs, start, workers
+from tests.helpers.commands import SHORT, environment, runs, start, workers
 
 # A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
 DEADLY = """

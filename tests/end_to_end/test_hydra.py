@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import Case, commands, runs
+from tests.helpers.commands import Case, commands, runs
 
 MINE = "data=file data.path=mine.npz model=linear trainer.epochs=1 hydra.job.chdir=true"
 FOLDERS = (

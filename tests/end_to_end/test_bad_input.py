@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mnist_exp.data import ARRAYS
-from tests.conftest import Case, commands, runs, start
+from tests.helpers.commands import Case, commands, runs, start
 
 MODELS = "Available options in 'model': cnn, linear, mlp, residual"
 TRAINER = "batch_size, checkpoint, devices, early_stopping, epochs, execution, patience, precision"

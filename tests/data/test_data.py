@@ -22,7 +22,7 @@ from mnist_exp import data
 from mnist_exp.config import check
 from mnist_exp.data import DataError
 from mnist_exp.sweep import callback
-from tests.test_config import composed
+from tests.helpers.configs import composed
 
 DIGITS_FINGERPRINT = "f3a198841372b031a6b9495f3b7cc288eae6130e28db5337712ceab071292615"
 URLOPEN = urllib.request.urlopen

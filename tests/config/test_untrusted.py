@@ -11,8 +11,9 @@ from mnist_exp.config import FACTS, ConfigError, check, to_yaml
 from mnist_exp.config.untrusted import MAX_BYTES, builders, read_config
 from mnist_exp.errors import RequestError
 from mnist_exp.train import resumed
-from tests.conftest import drive
-from tests.test_config import composed
+from tests.helpers.commands import drive
+from tests.helpers.configs import composed
+from tests.helpers.logged_configs import GOOD, MODEL, changed, data, model, optimizer
 
 # The command on each config in turn, all in one process, which tells what it came to import.
 DRIVER = """
@@ -35,46 +36,10 @@ for number, (case, content) in enumerate(json.load(sys.stdin).items()):
 heavy = {"tensorflow", "keras", "mlflow", "matplotlib", "evil"}
 print(json.dumps([answers, sorted(heavy & set(sys.modules)), sorted(path.name for path in Path().iterdir())]))
 """
-GOOD = """\
-experiment: null
-name: mlp-adam
-seed: 0
-model: {_target_: mnist_exp.models.mlp, hidden: [3], activation: relu, dropout: 0.0, batch_norm: false}
-optimizer: {_target_: keras.optimizers.Adam, learning_rate: 1.0e-3}
-schedule: {_target_: mnist_exp.schedules.constant}
-data: {_target_: mnist_exp.data.digits, validation: 0.2, split_seed: 0}
-augment: {_target_: null}
-trainer: {epochs: 2, batch_size: 64}
-tracking: {uri: null, experiment: mnist_exp}
-"""
-MODEL = "{_target_: mnist_exp.models.mlp, hidden: [3], activation: relu, dropout: 0.0, batch_norm: false}"
-ADAM = "{_target_: keras.optimizers.Adam, learning_rate: 1.0e-3}"
-DIGITS = "{_target_: mnist_exp.data.digits, validation: 0.2, split_seed: 0}"
 CANARY = "touched"
 ONE_OF = "_target_ must be one of "
 PLAIN = " must be a number, a text, or a list of them"
 ALIAS = "aliases and anchors are not allowed"
-
-
-def changed(line, by):
-    assert line in GOOD
-    return GOOD.replace(line, by)
-
-
-def node(line, **keys):
-    return changed(line, "{" + ", ".join(f"{key}: {value}" for key, value in keys.items()) + "}")
-
-
-def model(target, **keys):
-    return node(MODEL, _target_=target, **keys)
-
-
-def data(target, **keys):
-    return node(DIGITS, _target_=target, validation=0.2, **keys)
-
-
-def optimizer(target, **keys):
-    return node(ADAM, _target_=target, learning_rate=0.1, **keys)
 
 
 # What a config holds, and what the first line of the refusal says.
@@ -279,7 +244,7 @@ def mine(image_shape, num_classes, *, size):
 
 
 def test_trust_lets_targets_and_values_pass_but_no_tricks():
-    own = model("tests.test_trust.mine", size="{a: 1}")
+    own = model("tests.config.test_untrusted.mine", size="{a: 1}")
     with pytest.raises(ConfigError, match="--trust"):
         read_config(own.encode())
     with pytest.raises(ConfigError, match="must name what takes image_shape, num_classes first"):
@@ -300,14 +265,14 @@ def test_trust_lets_targets_and_values_pass_but_no_tricks():
     ids=["here", "elsewhere", "unknown", "server"],
 )
 def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_model(uri, process, own, monkeypatch):
-    files = {"config.yaml": model("tests.test_trust.mine", size="3").encode(), "overrides.yaml": b"[a=1]"}
+    files = {"config.yaml": model("tests.config.test_untrusted.mine", size="3").encode(), "overrides.yaml": b"[a=1]"}
     run = SimpleNamespace(info=SimpleNamespace(run_id="0" * 32), data=SimpleNamespace(tags={"process": process}))
     monkeypatch.setattr(tracking, "find_run", lambda *_: run)
     monkeypatch.setattr(tracking, "read_files", lambda *_: files)
     given = check(composed(f"resume={'0' * 32}", f"tracking.uri={uri}"))
     if own:
         config, overrides = resumed(given, [])
-        assert (config.model["_target_"], overrides) == ("tests.test_trust.mine", ["a=1"])
+        assert (config.model["_target_"], overrides) == ("tests.config.test_untrusted.mine", ["a=1"])
     else:
         with pytest.raises(RequestError, match=r"give the run's own command again instead: model\._target_ must be"):
             resumed(given, [])

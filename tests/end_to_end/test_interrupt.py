@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mnist_exp import console
-from tests.conftest import SHORT, environment, runs, start
+from tests.helpers.commands import SHORT, environment, runs, start
 
 # Ctrl-C comes when the command imports what `sys.argv[1]` names.
 EARLY = """

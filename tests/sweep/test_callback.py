@@ -17,8 +17,8 @@ from mnist_exp import console, provenance, tracking
 from mnist_exp.config import CONF_DIR, PACKAGE, check, identity
 from mnist_exp.provenance.modules import user_code
 from mnist_exp.sweep import callback
-from tests.conftest import drive, environment, runs
-from tests.test_config import composed
+from tests.helpers.commands import drive, environment, runs
+from tests.helpers.configs import composed
 
 FACTS = {"source": "abc", "data": "def", "threads": 1, "versions": {"keras": "3.15.0", "numpy": "2.4.6"}}
 FACTS |= {"onednn": "default", "variables": {}}

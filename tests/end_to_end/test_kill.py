@@ -1,6 +1,6 @@
 """Runs that die by kill -9 at any moment, and end as if they had not.
 
-`python -m tests.test_kill 20` kills twenty runs and prints a line for each, as the slow tests do.
+`python -m tests.end_to_end.test_kill 20` kills twenty runs and prints a line for each, as the slow tests do.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SHORT, environment, runs, start
+from tests.helpers.commands import SHORT, environment, runs, start
 
 COMMAND = [
     *("data=digits", "model=mlp", "model.dropout=0.2", "schedule=cosine", "trainer.epochs=10", "trainer.batch_size=32"),

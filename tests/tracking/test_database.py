@@ -20,7 +20,7 @@ from sqlalchemy.engine import Engine
 from mnist_exp import relocate, tracking
 from mnist_exp.sweep import callback
 from mnist_exp.tracking import database
-from tests.conftest import environment
+from tests.helpers.commands import environment
 
 # Opens a store, and kills itself once MLflow has begun to make the tables.
 KILLED = """

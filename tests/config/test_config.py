@@ -14,10 +14,8 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from mnist_exp import config as configuration
 from mnist_exp import data, experiment, provenance
@@ -48,19 +46,11 @@ from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import Record
 from mnist_exp.sweep import callback
 from mnist_exp.tracking import TrackedRun
+from tests.helpers.configs import composed
 
 GROUPS = ("model", "optimizer", "schedule", "data", "augment")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))]
 PRESETS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
-
-
-def composed(*overrides, folder=CONF_DIR, name="train"):
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose(name, list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    return config
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])

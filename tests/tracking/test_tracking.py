@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from mnist_exp import tracking
 from mnist_exp.errors import RunError
-from tests.conftest import drive, runs
+from tests.helpers.commands import drive, runs
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import data, models, schedules
+from mnist_exp import models, schedules
 from mnist_exp.errors import RequestError
 from mnist_exp.training import device_loop, devices, trainer
 from mnist_exp.training.trainer import Execution
+from tests.helpers.digits import small
 
 RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
 KERAS = Execution("keras", False, "")
@@ -28,13 +29,6 @@ class StepLosses(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.losses.append(logs["loss"])
-
-
-def small(images=1000, validation=200):
-    """A thousand digits: 15 full batches of 64 and one of 40."""
-    digits = data.digits()
-    cut = data.Split(digits.train.images[:images], digits.train.labels[:images])
-    return digits._replace(train=cut, validation=data.Split(*(a[:validation] for a in digits.validation)))
 
 
 def train(
@@ -412,7 +406,7 @@ import contextlib, json, sys
 import numpy as np, keras
 from mnist_exp import models
 from mnist_exp.training import devices, trainer
-from tests.test_trainer import small
+from tests.helpers.digits import small
 choice, folder = sys.argv[1:]
 strategy = devices.configure(choice, 2)
 for layers in ("plain", "bn"):
@@ -435,7 +429,7 @@ import numpy as np, keras, tensorflow as tf
 from mnist_exp import models
 from mnist_exp.training import devices, trainer
 from mnist_exp.data import Split
-from tests.test_trainer import small
+from tests.helpers.digits import small
 replicas = int(sys.argv[1])
 found = []
 strategy = devices.configure(f"cpu:{replicas}" if replicas > 1 else "cpu", 2)
@@ -486,7 +480,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from mnist_exp import config, experiment, models
 from mnist_exp.training import devices, trainer
-from tests.test_trainer import small
+from tests.helpers.digits import small
 choice = sys.argv[1]
 strategy = devices.configure(choice, 2)
 def node(path):

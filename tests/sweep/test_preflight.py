@@ -8,7 +8,7 @@ from mnist_exp import data
 from mnist_exp.config import ConfigError, check
 from mnist_exp.errors import RequestError
 from mnist_exp.sweep import preflight
-from tests.test_config import composed
+from tests.helpers.configs import composed
 
 MINE = """
 import keras

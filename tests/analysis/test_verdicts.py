@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mnist_exp.analysis import leaderboard, statistics, verdicts
-from tests.test_leaderboard import ALL, METRIC, grid, run
+from tests.helpers.tracked_runs import ALL, METRIC, grid, run
 
 
 def table(scores, metric=METRIC):

@@ -15,7 +15,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.conftest import SHORT, start, workers
+from tests.helpers.commands import SHORT, start, workers
 
 KILLS = 3 if SHORT else 10
 LONG = ["trainer.epochs=30", "trainer.checkpoint=true", "trainer.threads=1"]  # so that some die half-trained
