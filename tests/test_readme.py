@@ -53,10 +53,12 @@ def test_options_are_those_of_the_conf_tree():
     assert split()[1] == options(), "run `python -m tests.test_readme`"
 
 
-def test_map_names_every_module_with_its_first_line():
+def test_map_names_every_place():
     text = README.read_text(encoding="utf-8")
-    for path in sorted(PACKAGE.glob("*.py")):
-        if path.stem != "__init__":
+    for path in sorted(PACKAGE.iterdir()):
+        if path.is_dir() and (path / "__init__.py").exists():
+            assert f"`{path.name}/`" in text, f"the map lacks {path.name}/"
+        elif path.suffix == ".py" and path.stem != "__init__":
             assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             assert f"`{path.name}`" in text, f"the map lacks {path.name}"
 

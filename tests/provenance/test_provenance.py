@@ -353,13 +353,15 @@ def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
 
 
 def test_facts_change_with_what_computes_and_not_with_what_shows(tmp_path, monkeypatch):
-    def facts(own="1", **files):
+    def facts(own="1", plots="1", **files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        (tmp_path / "figures" / "run.py").write_text(plots)
         provenance.package_files.cache_clear()
         return provenance.facts(tmp_path, UserCode({"code/own.py": own.encode()}, frozenset()), "abc", 2, "cpu")
 
-    first = facts(models="1", plots="1", mine="1")
+    first = facts(models="1", mine="1")
     assert facts(plots="2") == first
     assert facts(models="2")["source"] != first["source"]
     assert facts(models="1") == first
