@@ -1,0 +1,87 @@
+"""Identity and params of a run, and the one table of keys that change no result."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp.config.schema import CONF_DIR, Config, flatten
+from mnist_exp.redact import redact
+
+# Keys that cannot change a run's result, and the recorded fact that stands in for each (None: it needs none). Identity,
+# the rows of `compare`, the factors of `reproduce` and resuming all go by this table.
+STAND_INS: dict[str, str | None] = {
+    "name": None,
+    "experiment": None,
+    "resume": None,
+    "tracking": None,
+    "sweep": None,
+    "trainer.profile": None,
+    "trainer.checkpoint": None,
+    "trainer.threads": "threads",  # null means all cores
+    "trainer.devices": "device",  # auto means whatever the machine has
+    "data.path": "data",  # the fingerprint: equal images are equal wherever they lie
+}
+
+
+def changes_result(key: str) -> bool:
+    """Whether a flat key such as `trainer.epochs` can change a run's result; False for `STAND_INS` and keys below."""
+    return not any(key == other or key.startswith(f"{other}.") for other in STAND_INS)
+
+
+def semantic(config: Config) -> dict[str, Any]:
+    """The flat keys of a config that can change a result, with their values."""
+    return {key: value for key, value in flatten(asdict(config)).items() if changes_result(key)}
+
+
+def params(config: Config) -> dict[str, str]:
+    """The flattened config as texts, and the short names of model and optimizer, which MLflow's UI has room for."""
+    names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
+    flat = {key: v for key, v in flatten(asdict(config)).items() if not key.startswith(("sweep.", "resume"))}
+    # A value is secret by its content, such as an address with a password, or by its key.
+    return names | {key: redact(f"{key}={_text(value)}").removeprefix(f"{key}=") for key, value in flat.items()}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def option_defaults(group: str, given: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """The option of a config group that logged values came from, as far as its file tells.
+
+    Args:
+        group: such as `optimizer`.
+        given: its keys, without the group, to their values as text.
+
+    Returns:
+        The option's name, None when it is the default one or none fits; and its own values as text.
+    """
+    fits = []
+    for path in sorted((CONF_DIR / group).glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(node, dict)
+        values = {str(key): _text(value) for key, value in node.items()}
+        if values.get("_target_") == given.get("_target_"):
+            unlike = sum(given.get(key) != value for key, value in values.items())
+            fits.append((unlike, path.stem, values))
+    if not fits:
+        return None, {}
+    _, option, values = min(fits)
+    chosen = OmegaConf.load(CONF_DIR / "train.yaml").defaults
+    default = next(entry[group] for entry in chosen if isinstance(entry, DictConfig) and group in entry)
+    return None if option == default else option, values
+
+
+def identity(config: Config, facts: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of everything that can change a run's result.
+
+    Args:
+        config: the checked config.
+        facts: the rest: data fingerprint, package source, library versions, threads, device kind; none: of the config
+            alone.
+    """
+    text = json.dumps({"config": semantic(config), **facts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,299 @@
+"""The rules for values. `check` runs once a config, before TensorFlow is imported, and names every mistake."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, NamedTuple
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_exp.config.schema import CONF_DIR, FACTS, READ, Config, ConfigError, flatten
+from mnist_exp.config.targets import Signature, is_ours, signature
+from mnist_exp.data import DataError, check_validation
+
+MAX_THREADS = 1024  # TensorFlow starts all that it is given, at once and twice
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    says: str
+    holds: Callable[[Any], bool]
+    real: bool = False  # a whole number becomes a float: Keras refuses learning_rate=1, and 1 and 1.0 are one value
+
+
+def _integer(low: int, high: float = float("inf")) -> Rule:
+    bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+    return Rule(f"a whole number, {bound}", lambda v: type(v) is int and low <= v <= high)
+
+
+def _number(says: str, holds: Callable[[float], bool]) -> Rule:
+    return Rule(
+        f"a number {says}", lambda v: type(v) in (int, float) and v <= sys.float_info.max and holds(v), real=True
+    )
+
+
+def _choice(*options: str) -> Rule:
+    return Rule("one of " + ", ".join(options), lambda v: v in options)
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(f"null or {rule.says}", lambda v: v is None or rule.holds(v), rule.real)
+
+
+def _list_of(rule: Rule) -> Rule:
+    says = f"a list, each entry {rule.says}"
+    return Rule(says, lambda v: isinstance(v, list) and all(rule.holds(entry) for entry in v))
+
+
+_COUNT = _integer(1)
+
+_BOOLEAN = Rule("true or false", lambda v: isinstance(v, bool))
+
+_POSITIVE = _number("above 0", lambda v: 0 < v < float("inf"))
+
+_NOT_NEGATIVE = _number("of at least 0", lambda v: 0 <= v < float("inf"))
+
+_SHARE = _number("from 0 to 1", lambda v: 0 <= v <= 1)
+
+_SHARE_BELOW_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
+
+_TEXT = Rule(
+    "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
+)
+
+# fmt: off
+ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid",
+               "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "squareplus", "linear")
+# fmt: on
+
+# What a search may go by. The test set is scored, never selected on.
+OBJECTIVES = ("final_val_accuracy", "final_val_loss", "fit_seconds", "parameters")
+
+# A key's name means the same wherever it stands, so its rule is stated once. A user's own target gives its keys other
+# meanings: of those only what `READ` names has a rule.
+RULES: dict[str, Rule] = {
+    "seed": _integer(0, 2**31 - 1),
+    "name": _TEXT,
+    "tracking.experiment": _TEXT,
+    "tracking.uri": _optional(_TEXT),
+    "resume": _optional(_TEXT),
+    "init_from": _optional(_TEXT),
+    "sweep.on_error": _choice("continue", "stop"),
+    "sweep.retries": _integer(0),
+    "sweep.preflight": _choice("first", "only"),
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "patience": _COUNT,
+    "threads": _optional(_integer(1, MAX_THREADS)),
+    "execution": _choice("auto", "resident", "keras"),
+    "devices": Rule(
+        "auto, cpu, gpu, or cpu:N or gpu:N with N from 2 to 99",
+        lambda v: isinstance(v, str) and re.fullmatch(r"auto|(cpu|gpu)(:([2-9]|[1-9]\d))?", v) is not None,
+    ),
+    "precision": _choice("float32", "mixed_bfloat16", "mixed_float16"),
+    "early_stopping": _optional(_choice("val_loss", "val_accuracy")),
+    "hidden": _list_of(_COUNT),
+    "filters": Rule("a list of at least one whole number, each at least 1", lambda v: v and _list_of(_COUNT).holds(v)),
+    "width": _COUNT,
+    "blocks": _COUNT,
+    "activation": _choice(*ACTIVATIONS),
+    "dropout": _SHARE_BELOW_1,
+    "checkpoint": _BOOLEAN,
+    "batch_norm": _BOOLEAN,
+    "learning_rate": _POSITIVE,
+    "momentum": _SHARE_BELOW_1,
+    "nesterov": _BOOLEAN,
+    "rho": _SHARE_BELOW_1,
+    "beta_1": _SHARE_BELOW_1,
+    "keras.optimizers.Lion.beta_1": _number("above 0, below 1", lambda v: 0 < v < 1),
+    "beta_2": _SHARE_BELOW_1,
+    "adam_beta_1": _SHARE_BELOW_1,
+    "adam_beta_2": _SHARE_BELOW_1,
+    "epsilon": _POSITIVE,
+    "initial_accumulator_value": _NOT_NEGATIVE,
+    "weight_decay": _optional(_NOT_NEGATIVE),
+    "global_clipnorm": _optional(_POSITIVE),
+    "use_ema": _BOOLEAN,
+    "ema_momentum": _SHARE,
+    "alpha": _SHARE,
+    "warmup": _SHARE_BELOW_1,
+    "start": _SHARE,
+    "final": _number("above 0, up to 1", lambda v: 0 < v <= 1),
+    "factor": _number("above 0, up to 1", lambda v: 0 < v <= 1),
+    "drops": Rule(
+        "a rising list of numbers between 0 and 1",
+        lambda v: _list_of(_SHARE_BELOW_1).holds(v) and v == sorted(set(v)) and 0 not in v,
+    ),
+    "split_seed": _integer(0, 2**31 - 1),
+    "sweep.objective": Rule(
+        f"a list of one or several of {', '.join(OBJECTIVES)}",
+        lambda v: v and all(name in OBJECTIVES for name in v) and len(set(v)) == len(v),
+    ),
+    "sweep.seeds": _COUNT,
+}
+
+# Names of runs and experiments: whoever makes a file of one must not leave a folder by it.
+NAMES = ("name", "experiment", "resume", "init_from", "tracking.experiment")
+
+# Hydra's advice on a group's option is meant for a YAML file, or is refused in its turn.
+_ADVICE = (
+    (
+        rf"Could not override '({'|'.join(FACTS)})'\. No match in the defaults list\.\nTo append .* use (\S+)",
+        r"\1 is not in the defaults list of this config; change its values by key, \1.KEY=VALUE; "
+        r"only a config without \1 takes \2",
+    ),
+    (r"Multiple values for (\S+)\. To override a value use 'override \S+ (.+)'", r"\1 has an option: \1=\2 changes it"),
+    (r"(Config group override must be a string or a list)\. Got (\w+)", r"\1, the name of an option, got \2"),
+    (r"(\S+) appears more than once in the final defaults list", r"\1 has an option: \1=OPTION changes it"),
+)
+
+
+def check(composed: DictConfig) -> Config:
+    """Turn what Hydra composed into a `Config` whose every value obeys the rules.
+
+    Raises:
+        ConfigError: with one line for each mistake, naming the key, the rule and what was received.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    if not isinstance(config, Config):
+        raise ConfigError("the config must have `schema` first in its defaults list, see conf/train.yaml")
+    mistakes = list(_mistakes(config))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    for group in FACTS:
+        node = getattr(config, group)
+        for key, value in node.items():
+            rule = _rule_in(group, node, key)
+            if rule is not None and rule.real and type(value) is int:
+                node[key] = float(value)
+    return config
+
+
+def check_batch(config: Config, images: int) -> None:
+    """Refuses a batch that is larger than the training set.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    size = config.trainer.batch_size
+    if size > images:
+        raise ConfigError(f"trainer.batch_size must be at most the {images} training images, got {size}")
+
+
+def explain(error: Exception) -> str:
+    """One line for what Hydra, OmegaConf or YAML says in several, with the valid keys or the rule if there is one."""
+    cause = error.__cause__ or error.__context__ if isinstance(error, HydraException) else error
+    text, _, _ = str(error).partition("\nConfig search path")
+    for its, ours in _ADVICE:
+        text = re.sub(its, ours, text)
+    text = text.replace("\n\t", ", ").replace(":, ", ": ")  # Hydra's list of a group's options
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("    ")]
+    if isinstance(error, OverrideParseException):
+        said = [line for line in lines[:-1] if "Error parsing" not in line and "Lexer" not in line]
+        return f"{error.override!r} is not of the form key=value{': ' * bool(said)}{''.join(said[:1])}{_quoting(error)}"
+    if isinstance(cause, OmegaConfBaseException):
+        if cause is not error:
+            lines = [lines[0].rstrip("."), str(cause).splitlines()[0]]
+        else:
+            lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
+        if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
+            lines.append("its keys: " + ", ".join(sorted(map(str, cause.parent_node))))
+        elif cause.full_key and (rule := _rule(cause.full_key)):
+            lines.append(f"it must be {rule.says}")
+    return "; ".join(lines)
+
+
+def _quoting(error: OverrideParseException) -> str:
+    """How to give a text that Hydra's grammar takes for something else."""
+    key, equals, value = error.override.partition("=")
+    if not equals or not value.isprintable() or value[:1] in tuple("[{'\""):
+        return ""
+    quoted = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    typed = shlex.quote(quoted) if set(quoted) & set('"$`!\\') else f'"{quoted}"'
+    return f"; a text with special characters stands in quotes, and these in quotes of the shell: {typed}"
+
+
+def _rule(key: str) -> Rule | None:
+    return RULES.get(key) or RULES.get(key.rpartition(".")[2])
+
+
+def _rule_in(group: str, node: Any, key: str) -> Rule | None:
+    if not is_ours(node):
+        return RULES[key] if key in READ.get(group, ()) and key in RULES else None
+    return RULES.get(f"{node['_target_']}.{key}") or _rule(f"{group}.{key}")
+
+
+def _mistakes(config: Config) -> Iterator[str]:
+    yield from _extras(config)
+    for group in FACTS:
+        yield from _target_mistakes(group, getattr(config, group))
+    for key, value in flatten(asdict(config)).items():
+        group, _, name = key.partition(".")
+        rule = _rule_in(group, getattr(config, group), name) if group in FACTS else _rule(key)
+        if rule is not None and not rule.holds(value):
+            yield f"{key} must be {rule.says}, got {value!r}"
+        elif key in NAMES and ".." in re.split(r"[/\\]", str(value)):
+            yield f"{key} must be a name, not a path, got {value!r}"
+    if isinstance(config.data, dict) and is_ours(config.data) and config.data.get("validation") is not None:
+        try:
+            check_validation(config.data["validation"])
+        except DataError as error:
+            yield str(error)
+    if config.trainer.execution == "resident" and ":" in config.trainer.devices:
+        yield f"trainer.execution=resident runs on one device, got trainer.devices={config.trainer.devices}"
+
+
+def _extras(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that `+` put beside those of the schema."""
+    keys = [f.name for f in fields(node)]
+    for key, value in vars(node).items():
+        if key not in keys:
+            yield f"{prefix}{key} is not a key of the config; valid here: {', '.join(keys)}"
+        elif is_dataclass(value):
+            yield from _extras(value, f"{prefix}{key}.")
+
+
+def _target_mistakes(group: str, node: Any) -> Iterator[str]:
+    if not isinstance(node, dict) or "_target_" not in node:
+        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        yield f"{group} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
+        return
+    target = node["_target_"]
+    if group == "augment":
+        if node != {"_target_": None}:
+            yield f"augment must be none: this version applies no augmentation, got {node!r}"
+        return
+    if target == "mnist_exp.data.auto":  # a marker that takes the keys of what it may come to stand for
+        target = "mnist_exp.data.mnist"
+    try:
+        taken = signature(target)
+    except LookupError as error:
+        yield f"{group}._target_ {error}"
+        return
+    yield from _key_mistakes(group, node, target, taken)
+
+
+def _key_mistakes(group: str, node: Mapping[str, Any], target: str, taken: Signature) -> Iterator[str]:
+    facts, read = FACTS[group], READ.get(group, set())
+    if len(taken.positional) < len(facts) and not taken.any_positional:
+        yield f"{group}._target_ must name what takes {', '.join(facts)} first, got {target!r}"
+        return
+    filled = set(taken.positional[: len(facts)])  # by `run`, under whatever name
+    given, accepted = set(node) - {"_target_"}, taken.keywords - filled
+    needed = taken.required - filled | read
+    if not taken.any_keyword:
+        for key in sorted(read - accepted):
+            yield f"{group}._target_ must take {key}, got {target!r}"
+        for key in sorted(given - accepted - read):
+            yield f"{group}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
+        needed &= accepted
+    for key in sorted(needed - given):
+        yield f"{group}.{key} is required by {target} and missing"

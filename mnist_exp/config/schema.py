@@ -1,0 +1,134 @@
+"""The schema of a config: names and types of all keys, and the groups whose nodes have a `_target_`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from mnist_exp.errors import RequestError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+# In a wheel the conf tree lies inside the package, in a checkout beside it.
+CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+
+
+class ConfigError(RequestError):
+    """The config makes no sense."""
+
+
+@dataclass
+class TrainerConfig:
+    """See conf/trainer/default.yaml for values and meaning."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    execution: str = MISSING
+    devices: str = MISSING
+    threads: int | None = MISSING
+    precision: str = MISSING
+    early_stopping: str | None = MISSING
+    patience: int = MISSING
+    checkpoint: bool = MISSING
+    profile: bool = MISSING
+
+
+@dataclass
+class TrackingConfig:
+    """See conf/tracking/default.yaml for values and meaning."""
+
+    uri: str | None = MISSING
+    experiment: str = MISSING
+
+
+@dataclass
+class TrialConfig:
+    """The trial of an Optuna study that a run is when the study may stop it early; set by mnist_exp.sweep.search."""
+
+    id: int | None = None
+    storage: str | None = None
+    study: str | None = None
+    pruner: str | None = None
+
+
+@dataclass
+class SweepConfig:
+    """How a multirun goes about its runs; README.md says what the values mean."""
+
+    skip_finished: bool = True
+    on_error: str = "continue"
+    retries: int = 1
+    preflight: str = "first"
+    objective: list[str] = field(default_factory=lambda: ["final_val_accuracy"])
+    seeds: int = 1
+    id: str | None = None  # set by mnist_exp.sweep.callback when a multirun starts
+    data: str | None = None  # likewise: what data=auto means in all of its runs
+    trial: TrialConfig = field(default_factory=TrialConfig)
+
+
+@dataclass
+class Config:
+    """One run. The group nodes are plain dicts with a `_target_`, so that a new option needs no schema."""
+
+    experiment: str | None = None  # the preset's name
+    name: str = "${hydra:runtime.choices.model}-${hydra:runtime.choices.optimizer}"
+    seed: int = 0
+    resume: str | None = None  # a run to continue
+    init_from: str | None = None  # a finished run whose weights to begin with; `run` gets its id
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    data: Any = MISSING
+    augment: Any = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# What `run` hands to a builder before the config's own keys.
+FACTS = {
+    "model": ("image_shape", "num_classes"),
+    "optimizer": (),
+    "schedule": ("learning_rate", "total_steps"),
+    "data": (),
+    "augment": ("seed",),
+}
+
+# Keys that `run` reads itself, whatever the builder has defaults for.
+READ = {"optimizer": {"learning_rate"}, "data": {"validation"}}
+
+# Of the config that a run logs: the types, defaults of keys that a later version adds, and how Hydra behaves.
+LOGGED_DEFAULTS = [
+    "schema",
+    {"trainer": "default"},
+    {"tracking": "default"},
+    "hydra_settings",
+    "_self_",
+    {"override hydra/job_logging": "disabled"},
+    {"override hydra/hydra_logging": "disabled"},
+]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 3}} to {"model.width": 3}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    """A complete config that `train --config-dir FOLDER --config-name config` accepts as it is."""
+    header = "# Trains this run again: python -m mnist_exp.reproduce FILE, or with other values\n"
+    header += "# python -m mnist_exp.train --config-dir FOLDER_OF_THIS_FILE --config-name config\n"
+    content = asdict(config)
+    del content["sweep"], content["resume"]  # training it again is no part of what it came about by
+    return header + OmegaConf.to_yaml(OmegaConf.create({"defaults": LOGGED_DEFAULTS, **content}))
