@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from mnist_exp import console, tracking
-from mnist_exp.analysis import inspection, leaderboard, predictions, render, report
+from mnist_exp.analysis import export, inspect, leaderboard, predictions, render, report
 from mnist_exp.analysis.leaderboard import Choice, Row
 from mnist_exp.errors import EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError
 from mnist_exp.tracking import Store
@@ -76,8 +76,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _inspect(options: argparse.Namespace) -> str:
     uri = tracking.existing(options.uri)
     named = [tracking.tracked(tracking.find_run(uri, wanted)) for wanted in options.command[1:]]
-    document = list(inspection.show(uri, *named) if len(named) == 1 else inspection.diff(uri, *named))
-    return report.as_text(document) if options.format == "text" else report.as_markdown(document)
+    document = list(inspect.show(uri, *named) if len(named) == 1 else inspect.diff(uri, *named))
+    return render.as_text(document) if options.format == "text" else render.as_markdown(document)
 
 
 def _compare(options: argparse.Namespace) -> str:
@@ -97,11 +97,11 @@ def _compare(options: argparse.Namespace) -> str:
     if options.html is not None:
         _write_html(store, options, board, compared)
     if options.format == "csv":
-        return report.as_csv(compared, board.metric)
+        return export.as_csv(compared, board.metric)
     if options.format == "json":
-        return report.as_json(board, compared)
+        return export.as_json(board, compared)
     document = list(report.blocks(board, compared, options.top))
-    return report.as_text(document) if options.format == "text" else report.as_markdown(document)
+    return render.as_text(document) if options.format == "text" else render.as_markdown(document)
 
 
 def _write_html(

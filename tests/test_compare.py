@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 
 from mnist_exp import compare, data, tracking
-from mnist_exp.analysis import inspection, leaderboard, pictures
+from mnist_exp.analysis import inspect
 from tests.helpers import tracked_runs
 from tests.helpers.commands import environment
 
@@ -183,14 +183,6 @@ def test_show_is_one_run_on_one_screen(said, filled):
     assert len(out.splitlines()) < 40
 
 
-def test_sparklines():
-    assert inspection.sparkline([0.0, 1.0, float("nan"), 0.5]) == "▁█ ▅"
-    assert inspection.sparkline([3.0, 3.0]) == "▁▁"
-    assert inspection.sparkline([]) == ""
-    long = inspection.sparkline(list(range(1000)))
-    assert (len(long), long[0], long[-1]) == (60, "▁", "█")
-
-
 @pytest.mark.slow
 def test_who_reads_no_further_is_not_told_off(filled):
     command = f"{sys.executable} -m mnist_exp.compare --format json | head -c 1"
@@ -265,41 +257,12 @@ def test_a_report_that_cannot_be_written(said):
     assert (code, err) == (2, "error: --html nowhere/report.html cannot be written: No such file or directory\n")
 
 
-@pytest.mark.parametrize(
-    ("params", "fingerprint", "shown"),
-    [
-        ({"data._target_": "mnist_exp.data.digits"}, data.digits().fingerprint, True),
-        (
-            {"data._target_": "mnist_exp.data.digits", "data.validation": "test", "data.split_seed": "0"},
-            data.digits(validation="test").fingerprint,
-            True,
-        ),
-        ({"data._target_": "mnist_exp.data.digits"}, "another", False),
-        ({"data._target_": "mnist_exp.data.file", "data.path": "other.npz", "data.validation": "1"}, "another", False),
-        ({"data._target_": "mnist_exp.data.digits", "data.validation": "nonsense"}, "another", False),
-        ({"data._target_": "mnist_exp.data.digits", "data.path": "x"}, "another", False),
-        ({"data._target_": "mine.source"}, "another", False),
-    ],
-)
-def test_images_of_other_data_with_equal_labels_are_not_shown(params, fingerprint, shown, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    digits = data.digits()
-    inverted = {"x_train": 255 - digits.train.images, "x_test": 255 - digits.test.images}
-    np.savez("other.npz", **inverted, y_train=digits.train.labels, y_test=digits.test.labels)
-    run = tracked_runs.run(0)._replace(params=params)
-    table = leaderboard.Table("x", fingerprint, [leaderboard.Row("x", {}, {0: run}, 0)], False, [], {}, 0)
-    found = pictures._test_images(table, digits.test.labels)
-    assert (found is not None) == shown
-    if shown:
-        np.testing.assert_array_equal(found, digits.test.images)
-
-
 def test_runs_on_other_images_are_not_paired(filled):
     uri = f"sqlite:///{filled.folder / 'mlflow.db'}"
     first, second = (tracking.tracked(tracking.find_run(uri, filled.ids[rate, 0])) for rate in RATES)
-    assert "McNemar" in inspection._mcnemar(uri, first, second)
+    assert "McNemar" in inspect._mcnemar(uri, first, second)
     other = second._replace(tags={**second.tags, "data.fingerprint": "another"})
-    assert inspection._mcnemar(uri, first, other).startswith("test predictions: on different data or splits")
+    assert inspect._mcnemar(uri, first, other).startswith("test predictions: on different data or splits")
 
 
 def test_curves_are_read_by_epoch(filled):

@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from mnist_exp import console
-from mnist_exp.analysis import report
 
 EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 SHOWN = r"\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
@@ -22,14 +21,6 @@ def test_control_characters_are_shown_and_not_obeyed(capsys):
     said = capsys.readouterr()
     assert said.out == "first\n" + SHOWN.replace(r"\n", "\n") + "\n"
     assert all(line.isprintable() for line in (said.out + said.err).splitlines())
-
-
-@pytest.mark.parametrize("text_of", [report.as_text, report.as_markdown])
-def test_a_document_shows_them_in_every_block(text_of):
-    document = [report.Heading(EVIL), report.Text(EVIL), report.Grid([EVIL], [[EVIL]], 0)]
-    text = text_of(document)
-    assert all(line.isprintable() for line in text.splitlines())
-    assert "forged" not in text.splitlines()  # no name makes a line of its own
 
 
 def test_at_most_twenty_mistakes_are_printed(capsys):

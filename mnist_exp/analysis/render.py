@@ -1,9 +1,13 @@
-"""A document as one HTML file that opens anywhere: light and dark, on paper, without a network."""
+"""A document as text, as Markdown, or as one HTML file that opens anywhere, without a network."""
 
 import html
+import textwrap
 from collections.abc import Sequence
 
-from mnist_exp.analysis.report import Block, Heading, Picture, Text
+from mnist_exp.analysis.report import Block, Grid, Heading, Picture, Text
+from mnist_exp.console import printable
+
+WIDTH = 110  # of running text, in letters
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -39,6 +43,53 @@ svg text { fill: currentColor }
 """
 # Whatever slipped through the escaping could neither run nor load anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def as_text(document: Sequence[Block]) -> str:
+    """For a terminal."""
+    lines: list[str] = []
+    for block in document:
+        if isinstance(block, Heading):
+            text = printable(block.text)
+            lines += ["", text, "=" * len(text)]
+        elif isinstance(block, Text):
+            lines += textwrap.wrap(printable(block.text), WIDTH, subsequent_indent="  ", break_long_words=False)
+        elif isinstance(block, Grid):
+            lines += ["", *_aligned(block), ""]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _aligned(grid: Grid) -> list[str]:
+    rows = [[printable(cell) for cell in row] for row in (grid.header, *grid.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column >= grid.numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def as_markdown(document: Sequence[Block]) -> str:
+    """For a README or an issue."""
+    lines: list[str] = []
+    for block in document:
+        if isinstance(block, Heading):
+            lines += [f"## {_escape(block.text)}", ""]
+        elif isinstance(block, Text):
+            lines += [_escape(block.text), ""]
+        elif isinstance(block, Grid):
+            marks = ["--:" if column >= block.numbers else "---" for column in range(len(block.header))]
+            rows = [[_escape(cell) for cell in row] for row in (block.header, *block.rows)]
+            lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], marks, *rows[1:])] + [""]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    kept = html.escape(printable(text), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in kept)
 
 
 def as_html(document: Sequence[Block], title: str) -> str:

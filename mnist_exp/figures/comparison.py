@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mnist_exp.figures.run import BLUE, DPI, GREY, VERMILLION
+from mnist_exp.figures import style
+from mnist_exp.figures.run import DPI
+from mnist_exp.figures.style import BLUE, GREY, GRID, PALE, VERMILLION
 from mnist_exp.scores import higher_is_better
 
-# Okabe and Ito's without yellow, which white paper swallows.
-COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = style.COLORS[:-1]  # without yellow
 MARKERS = "osD^vPX"
-GRID, PALE = "#e5e5e5", "#b0b0b0"
 FONT = 11
 MAX_LABEL = 40  # letters
 MAX_TICKS = 8  # of more values the axis chooses its own

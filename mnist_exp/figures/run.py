@@ -15,9 +15,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from mnist_exp import scores
+from mnist_exp.figures.style import BLUE, GREY, VERMILLION
 
 DPI = 110
-BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#595959"
 FONT = 13  # points; can still be read at half size
 LETTER = 0.54  # mean width of a letter, in font sizes
 MAX_LARGE_CLASSES = 12  # of more, the matrix needs smaller letters

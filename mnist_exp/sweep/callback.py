@@ -43,6 +43,7 @@ from mnist_exp.config import (
 )
 from mnist_exp.data import Dataset, check_dataset, resolve_auto
 from mnist_exp.errors import EXIT_FAILED, EXIT_SENSELESS, RequestError
+from mnist_exp.figures.style import COLORS
 from mnist_exp.provenance.modules import recordable, user_code
 from mnist_exp.redact import redact, redact_file
 from mnist_exp.sweep import processes, search
@@ -51,8 +52,6 @@ DONE = ("FINISHED", "SKIPPED")
 TELL_SECONDS = 5.0
 UNUSED = ("sklearn", "jax")  # Keras and TensorFlow import them where they find them, for wrappers that no run calls
 Result = TypeVar("Result")
-# Okabe and Ito's, distinguishable to colour-blind readers.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 
 
 class Job(NamedTuple):

@@ -1,0 +1,15 @@
+"""A document as text and Markdown."""
+
+import pytest
+
+from mnist_exp.analysis import render, report
+
+EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
+
+
+@pytest.mark.parametrize("text_of", [render.as_text, render.as_markdown])
+def test_a_document_shows_them_in_every_block(text_of):
+    document = [report.Heading(EVIL), report.Text(EVIL), report.Grid([EVIL], [[EVIL]], 0)]
+    text = text_of(document)
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "forged" not in text.splitlines()  # no name makes a line of its own
