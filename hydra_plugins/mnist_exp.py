@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from mnist_exp.sweep import processes, search
+from mnist_exp.sweep import optuna_search, processes, search
 
 
 class Grid(BasicSweeper):
@@ -18,7 +18,7 @@ class Random(search.Random):
     """`hydra/sweeper=random`."""
 
 
-class Optuna(search.Optuna):
+class Optuna(optuna_search.Optuna):
     """`hydra/sweeper=optuna`."""
 
 

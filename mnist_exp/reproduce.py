@@ -25,7 +25,8 @@ from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, Requ
 from mnist_exp.provenance import modules
 from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
-from mnist_exp.sweep.callback import import_tensorflow, load, warn_unrecorded
+from mnist_exp.sweep.jobs import load, warn_unrecorded
+from mnist_exp.sweep.startup import import_tensorflow
 from mnist_exp.training.checkpoint import digest
 
 SHOWN_LINES, SHOWN_LETTERS = 200, 200  # of a difference in code

@@ -27,20 +27,11 @@ from mnist_exp import console
 from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain
 from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
-from mnist_exp.sweep.callback import (
-    abandon_sweep,
-    attempt,
-    finished_before,
-    import_tensorflow,
-    is_auto,
-    job_failed,
-    job_tags,
-    load,
-    search,
-    settle,
-    stopped,
-    warn_unrecorded,
-)
+from mnist_exp.sweep import optuna_search
+from mnist_exp.sweep.jobs import attempt, is_auto, job_failed, load, settle, stopped, warn_unrecorded
+from mnist_exp.sweep.reuse import finished_before
+from mnist_exp.sweep.startup import import_tensorflow
+from mnist_exp.sweep.summary import abandon_sweep, job_tags
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -111,7 +102,7 @@ def _given_folder() -> AbstractContextManager[None]:
 
 def _watched(config: Config) -> dict[str, Any]:
     """Who else follows the run, as `run_experiment` takes it."""
-    return {} if config.sweep.trial.id is None else {"witness": search.pruning(config.sweep)}
+    return {} if config.sweep.trial.id is None else {"witness": optuna_search.pruning(config.sweep)}
 
 
 def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[float]:

@@ -44,7 +44,7 @@ from mnist_exp.config import (
 from mnist_exp.provenance.modules import FOLDER, user_code
 from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import Record
-from mnist_exp.sweep import callback
+from mnist_exp.sweep import jobs
 from mnist_exp.tracking import TrackedRun
 from tests.helpers.configs import composed
 
@@ -107,10 +107,10 @@ def built(group, config):
         with keras.StatelessScope(initialize_variables=False):  # of shapes only
             return experiment.build_model(config.model, (28, 28, 1), 10).to_json()
     if group == "data":
-        if callback.is_auto(config):
+        if jobs.is_auto(config):
             config.sweep.data = "mnist"
-            callback.settle(config)
-        return callback.load(config).fingerprint
+            jobs.settle(config)
+        return jobs.load(config).fingerprint
     return str(experiment.build_optimizer(config.optimizer, config.schedule, 100).get_config())
 
 

@@ -21,7 +21,7 @@ import pytest
 from mnist_exp import data
 from mnist_exp.config import check
 from mnist_exp.data import DataError
-from mnist_exp.sweep import callback
+from mnist_exp.sweep import jobs
 from tests.helpers.configs import composed
 
 DIGITS_FINGERPRINT = "f3a198841372b031a6b9495f3b7cc288eae6130e28db5337712ceab071292615"
@@ -742,6 +742,6 @@ def test_a_data_set_of_a_user_that_breaks_a_rule_is_refused_in_one_line(returned
 def test_warnings_are_printed_when_a_run_loads_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_npz(tmp_path / "own.npz", arrays() | {"x_train": np.ones((40, 28, 28), np.uint8)})
     for _ in range(2):  # the second run of a sweep
-        callback.load(check(composed("data=file", f"data.path={path}", "trainer.batch_size=8")))
+        jobs.load(check(composed("data=file", f"data.path={path}", "trainer.batch_size=8")))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {path}: the largest pixel is 1 in the training set and 255 in the test set")

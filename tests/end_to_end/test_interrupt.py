@@ -28,7 +28,7 @@ runpy.run_module("mnist_exp.train", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["hydra", "omegaconf", "mnist_exp.sweep.callback"])
+@pytest.mark.parametrize("module", ["hydra", "omegaconf", "mnist_exp.sweep.jobs"])
 def test_ctrl_c_while_the_command_is_imported(tmp_path, module):
     done = subprocess.run(
         [sys.executable, "-c", EARLY, module], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True

@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from mnist_exp import relocate, tracking
-from mnist_exp.sweep import callback
+from mnist_exp.sweep import callback, summary
 from mnist_exp.tracking import database
 from tests.helpers.commands import environment
 
@@ -379,7 +379,7 @@ def test_what_the_store_refuses_is_told_in_one_line(name, folder, monkeypatch):
 
 def test_a_sweep_whose_own_run_was_deleted_ends_in_one_line(folder, capsys):
     store = tracking.open_store(None, "mnist_exp")
-    opened = callback.open_sweep([], store)
+    opened = summary.open_sweep([], store)
     (own,) = mlflow.MlflowClient(store.uri).search_runs([store.experiment_id])
     mlflow.MlflowClient(store.uri).delete_run(own.info.run_id)
     assert not tracking.sweep_stopped(store, opened.id)
@@ -390,13 +390,13 @@ def test_a_sweep_whose_own_run_was_deleted_ends_in_one_line(folder, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert (ended.value.code, line.startswith("error: tracking.uri=")) == (1, True)
     assert "deleted" in line
-    assert callback.abandon_sweep("KILLED") is False
+    assert summary.abandon_sweep("KILLED") is False
 
 
 def test_overrides_with_spaces_survive_their_tag():
     given = ["name='a b'", "model.hidden=[64, 32]", "seed=1"]
-    assert callback._overrides(callback.shlex.join(given)) == given
-    assert callback._overrides("model=mlp model.hidden=[64,32] name=it's") == [
+    assert summary._overrides(summary.shlex.join(given)) == given
+    assert summary._overrides("model=mlp model.hidden=[64,32] name=it's") == [
         "model=mlp",
         "model.hidden=[64,32]",
         "name=it's",
