@@ -41,13 +41,15 @@ def timed(totals: dict[str, list[float]], name: str, function: Callable) -> Call
 
 def time_tracking() -> None:
     """Run the command in this process with the recording calls timed; print the figures."""
+    import mlflow
+
     from mnist_exp import experiment, provenance, tracking, train
     from mnist_exp.figures import run as plots
 
     totals: dict[str, list[float]] = defaultdict(list)
     for owner, names in (
         (tracking.RunLog, ("metrics", "dataset", "tags", "upload", "model", "close")),
-        (tracking.mlflow.MlflowClient, ("create_run",)),
+        (mlflow.MlflowClient, ("create_run",)),
         (provenance, ("code_state", "environment", "requirements", "source_digest")),
         (plots, ("curves", "confusion_matrix", "mistakes", "samples")),
         (plots.Figure, ("savefig",)),

@@ -39,7 +39,7 @@ def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = froze
     from mnist_exp import tracking
 
     sweep = Sweep(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", store, jobs, searched)
-    with tracking.undisturbed():
+    with tracking.delayed_signals():
         tracking.open_sweep(store, sweep.id, shlex.join(sys.argv[1:]), len(jobs))
         _open.append(sweep)
     return sweep
@@ -71,7 +71,7 @@ def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
     """
     from mnist_exp import tracking
 
-    with tracking.undisturbed():
+    with tracking.delayed_signals():
         _open.remove(sweep)
         try:
             return _summarize(sweep, status, extra)

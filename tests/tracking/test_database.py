@@ -336,7 +336,7 @@ VALUES = {
 PUBLIC = {
     name: function
     for name, function in inspect.getmembers(tracking, inspect.isfunction)
-    if function.__module__ == tracking.__name__
+    if function.__module__.startswith(f"{tracking.__name__}.")
     and not name.startswith("_")
     and name != "is_own"  # asks no store
     and {"store", "uri"} & set(inspect.signature(function).parameters)

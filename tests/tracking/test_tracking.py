@@ -11,13 +11,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from mnist_exp import tracking
 from mnist_exp.errors import RunError
+from mnist_exp.tracking import run_log
 from tests.helpers.commands import drive, runs
 
 
@@ -33,8 +36,8 @@ from tests.helpers.commands import drive, runs
 )
 def test_no_password_of_a_repository_is_recorded(address, kept, monkeypatch):
     found = {"mlflow.source.git.repoURL": address, "mlflow.user": "a//b@c"}
-    monkeypatch.setattr(tracking.mlflow.tracking.context.registry, "resolve_tags", lambda tags: {**tags, **found})
-    assert tracking._context({"kind": "run"}) == {**found, "kind": "run", "mlflow.source.git.repoURL": kept}
+    monkeypatch.setattr(mlflow.tracking.context.registry, "resolve_tags", lambda tags: {**tags, **found})
+    assert run_log.context_tags({"kind": "run"}) == {**found, "kind": "run", "mlflow.source.git.repoURL": kept}
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_a_record_cut_anywhere_keeps_its_whole_rows_and_goes_on(tmp_path):
         content = b"".join(lines)[:end]
         path.write_bytes(content)
         whole = content.count(b"\n")
-        assert list(tracking._read_record(path)) == [1, 2, 3][:whole]
+        assert list(run_log._read_record(path)) == [1, 2, 3][:whole]
         assert path.read_bytes() == b"".join(lines[:whole])
 
 
@@ -89,7 +92,7 @@ def test_a_torn_line_within_a_record_is_dropped(torn, tmp_path):
     path = tmp_path / "metrics.jsonl"
     first, last = (json.dumps({"step": step, "time": 1.5}).encode() + b"\n" for step in (1, 4))
     path.write_bytes(first + torn + last)
-    assert list(tracking._read_record(path)) == [1, 4]
+    assert list(run_log._read_record(path)) == [1, 4]
     assert path.read_bytes() == first + last
 
 
@@ -105,7 +108,7 @@ def test_a_full_disk_leaves_no_half_row_and_the_row_follows_when_there_is_room(s
     assert log.record.read_bytes() == before
     assert "metrics.jsonl not written: " in capsys.readouterr().err
     log._append({"step": 3, "time": 1.5})
-    assert list(tracking._read_record(log.record)) == [1, 2, 3]
+    assert list(run_log._read_record(log.record)) == [1, 2, 3]
 
 
 def _log_a_row(store, output):
@@ -148,7 +151,7 @@ def _run(store, resume=False):
 def _stored(store):
     """Status of the only run, its rows as (name, step, value), and its files."""
     run = tracking.find_run(store.uri, "r")
-    client = tracking.mlflow.MlflowClient(store.uri)
+    client = mlflow.MlflowClient(store.uri)
     rows = [
         (name, point.step, point.value)
         for name in run.data.metrics
@@ -159,11 +162,11 @@ def _stored(store):
 
 
 def _fail(*_, **__):
-    raise tracking.MlflowException("out of order")
+    raise MlflowException("out of order")
 
 
 def test_training_does_not_wait_for_the_store(store, monkeypatch):
-    trained, client = threading.Event(), tracking.mlflow.MlflowClient
+    trained, client = threading.Event(), mlflow.MlflowClient
 
     def slow(method):
         def call(*given, **more):
@@ -193,15 +196,15 @@ def test_training_does_not_wait_for_the_store(store, monkeypatch):
 
 
 def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch):
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
-    client, sent = tracking.mlflow.MlflowClient, []
+    monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
+    client, sent = mlflow.MlflowClient, []
     log_batch = client.log_batch
 
     def lossy(self, run_id, metrics=(), **more):
         log_batch(self, run_id, metrics=metrics, **more)
         sent.append([metric.step for metric in metrics])
         if len(sent) % 2:
-            raise tracking.MlflowException("the answer is lost")
+            raise MlflowException("the answer is lost")
 
     with _run(store) as log:
         monkeypatch.setattr(client, "log_batch", lossy)
@@ -213,9 +216,9 @@ def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch
 
 
 def test_files_that_are_refused_do_not_hold_up_the_metrics(store, monkeypatch):
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
-    client, arrived = tracking.mlflow.MlflowClient, threading.Event()
+    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
+    client, arrived = mlflow.MlflowClient, threading.Event()
     log_batch = client.log_batch
 
     def tell(*given, **more):
@@ -250,10 +253,10 @@ def _train(store, resume=False, scores=True):
 
 
 def test_a_run_that_only_the_store_refused_is_finished_by_the_same_command(store, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
     with monkeypatch.context() as broken:
         for name in ("log_artifact", "log_artifacts"):
-            broken.setattr(tracking.mlflow.MlflowClient, name, _fail)
+            broken.setattr(mlflow.MlflowClient, name, _fail)
         with pytest.raises(
             RunError, match=r"record is in .*out/run-\w{8}: .*the same command, or resume=\w{32}"
         ) as failed:
@@ -297,14 +300,14 @@ def test_files_arrive_although_the_artifact_folder_was_deleted_meanwhile(store):
 
 
 def test_files_that_do_not_arrive_are_counted_and_named(store, monkeypatch):
-    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
-    method = tracking.mlflow.MlflowClient.log_artifacts
+    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
+    method = mlflow.MlflowClient.log_artifacts
 
     def forgetful(self, run_id, files, folder=None):
         if not Path(files, "curves.png").exists():
             method(self, run_id, files, folder)
 
-    monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifacts", forgetful)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", forgetful)
     with pytest.raises(RunError, match=r"1 of 2 files did not arrive: curves\.png; the same command"):
         _train(store)
     assert _stored(store)[0] == "FAILED"
@@ -351,9 +354,9 @@ def test_a_database_that_was_deleted_meanwhile_is_noticed(store):
 
 
 def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(tracking, "STOP_SECONDS", 0.0)
-    ended, method = threading.Event(), tracking.mlflow.MlflowClient.log_artifacts
+    monkeypatch.setattr(run_log, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "STOP_SECONDS", 0.0)
+    ended, method = threading.Event(), mlflow.MlflowClient.log_artifacts
 
     def hang(*given):
         os.kill(os.getpid(), signal.SIGINT)
@@ -362,7 +365,7 @@ def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeyp
 
     def train():
         with _run(store) as log:
-            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifacts", hang)
+            monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", hang)
             log.metrics(1, {"loss": 0.5})
 
     with pytest.raises(KeyboardInterrupt):
@@ -376,13 +379,13 @@ def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeyp
 
 
 def test_the_end_does_not_wait_for_ever(store, monkeypatch):
-    monkeypatch.setattr(tracking, "STALLED_SECONDS", 0.0)
-    monkeypatch.setattr(tracking, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "STOP_SECONDS", 0.0)
     ended = threading.Event()
 
     def train():
         with _run(store) as log:
-            monkeypatch.setattr(tracking.mlflow.MlflowClient, "log_artifacts", lambda *_: ended.wait(20))
+            monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", lambda *_: ended.wait(20))
             log.metrics(1, {"loss": 0.5})
 
     with pytest.raises(RunError, match="nothing arrived for 0 s, calls left: 3"):
@@ -402,18 +405,20 @@ def test_many_runs_leave_no_thread_and_no_open_file(store):
 LOST = """
 import json, sys
 from hydra.core.global_hydra import GlobalHydra
-from mnist_exp import tracking, train
+from mlflow.exceptions import MlflowException
+from mnist_exp import train
+from mnist_exp.tracking import run_log
 from mnist_exp.training import checkpoint
 
-saved, save, log = [], checkpoint.save, tracking.Model.log
+saved, save, log = [], checkpoint.save, run_log.Model.log
 checkpoint.save = lambda *given: (saved.append(1), save(*given))
 
 def lost(*given, **more):
     log(*given, **more)
-    raise tracking.MlflowException("the answer is lost")
+    raise MlflowException("the answer is lost")
 
 sys.argv = ["train", *json.load(sys.stdin)]
-for tracking.Model.log in (lost, log):
+for run_log.Model.log in (lost, log):
     GlobalHydra.instance().clear()
     saved.clear()
     try:
