@@ -9,3 +9,8 @@ class RequestError(ValueError):
 
 class RunError(RuntimeError):
     """A run failed for a reason that one line explains to the user."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, because libraries such as Keras and TensorFlow add many more."""
+    return str(error).strip().partition("\n")[0]

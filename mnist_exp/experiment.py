@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from mnist_exp import console, provenance, scores
-from mnist_exp.config import PACKAGE, Config, build, identity, params, targets, to_yaml
+from mnist_exp.config import PACKAGE, Config, build, identity, params, run_name, targets, to_yaml
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError
 from mnist_exp.figures import run as plots
@@ -65,7 +65,7 @@ def run_experiment(
         StoreError: the store did not take the run.
     """
     settings, images = config.trainer, len(dataset.train.labels)
-    name = f"{config.name}-s{config.seed}"
+    name = run_name(config)
     threads = settings.threads or provenance.cores()
     strategy = devices.configure(settings.devices, threads)
     devices.fresh_session(config.seed, settings.precision)

@@ -21,7 +21,7 @@ from mnist_exp import console, provenance
 from mnist_exp.config import MAX_THREADS, PACKAGE, Config, params, targets
 from mnist_exp.config.untrusted import read_config
 from mnist_exp.data import Dataset
-from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
+from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, first_line
 from mnist_exp.provenance import modules
 from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
@@ -280,8 +280,7 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     except (RequestError, OSError):
         raise
     except Exception as error:  # such as Keras' answer to an argument of a wrong type
-        text = str(error).strip().partition("\n")[0]
-        raise RunError(f"{type(error).__name__}: {text} (the run has a traceback.txt)") from error
+        raise RunError(f"{type(error).__name__}: {first_line(error)} (the run has a traceback.txt)") from error
     return reports[0]
 
 

@@ -24,9 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp import console
-from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain
+from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_name
 from mnist_exp.config.untrusted import read_config
-from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
+from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, first_line
 from mnist_exp.sweep import optuna_search
 from mnist_exp.sweep.jobs import attempt, is_auto, job_failed, load, settle, stopped, warn_unrecorded
 from mnist_exp.sweep.reuse import finished_before
@@ -46,8 +46,7 @@ def job(composed: DictConfig) -> float | list[float]:
     except Exception as error:  # noqa: BLE001 - whatever it is, the siblings of this run must go on
         if not isinstance(error, RunError | OSError):  # a diverged loss, a full disk: no bug
             console.print_traceback(error)
-        text = str(error).strip().partition("\n")[0]
-        console.complain(f"run {composed.name}-s{composed.seed} failed: {type(error).__name__}: {text}")
+        console.complain(f"run {run_name(composed)} failed: {type(error).__name__}: {first_line(error)}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with _given_folder():
             job_failed(composed.sweep, composed.tracking)

@@ -22,6 +22,7 @@ from mnist_exp.config.schema import (
     TrainerConfig,
     TrialConfig,
     flatten,
+    run_name,
     to_yaml,
 )
 from mnist_exp.config.targets import build, signature, targets
@@ -52,6 +53,7 @@ __all__ = [
     "identity",
     "option_defaults",
     "params",
+    "run_name",
     "semantic",
     "signature",
     "targets",

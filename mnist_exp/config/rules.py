@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_exp.config.schema import CONF_DIR, FACTS, READ, Config, ConfigError, flatten
 from mnist_exp.config.targets import Signature, is_ours, signature
 from mnist_exp.data import DataError, check_validation
+from mnist_exp.errors import first_line
 
 MAX_THREADS = 1024  # TensorFlow starts all that it is given, at once and twice
 
@@ -201,7 +202,7 @@ def explain(error: Exception) -> str:
         return f"{error.override!r} is not of the form key=value{': ' * bool(said)}{''.join(said[:1])}{_quoting(error)}"
     if isinstance(cause, OmegaConfBaseException):
         if cause is not error:
-            lines = [lines[0].rstrip("."), str(cause).splitlines()[0]]
+            lines = [lines[0].rstrip("."), first_line(cause)]
         else:
             lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
         if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mnist_exp.errors import RequestError
 
@@ -86,6 +86,11 @@ class Config:
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+def run_name(config: Config | DictConfig) -> str:
+    """The name of a config's run; its seed tells it apart from the config's other runs."""
+    return f"{config.name}-s{config.seed}"
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from hydra.utils import get_object
 
 from mnist_exp.config.schema import FACTS, PACKAGE, Config
+from mnist_exp.errors import first_line
 
 
 class Signature(NamedTuple):
@@ -97,9 +98,8 @@ def _imported(target: str) -> Signature:
         parameters = inspect.signature(get_object(target)).parameters.values()
     except Exception as error:  # a user's module may raise anything when it is imported
         cause = error.__cause__ or error
-        text = str(cause).partition("\n")[0]
         raise LookupError(
-            f"must name a function or class that exists, got {target!r}: {type(cause).__name__}: {text}"
+            f"must name a function or class that exists, got {target!r}: {type(cause).__name__}: {first_line(cause)}"
         ) from error
     kinds = {p.kind for p in parameters}
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

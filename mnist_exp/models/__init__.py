@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_exp.errors import RequestError
+from mnist_exp.errors import RequestError, first_line
 
 Shape = tuple[int, int, int]
 
@@ -137,9 +137,9 @@ def check(model: object, image_shape: Shape, num_classes: int) -> None:
         call = tf.function(lambda images: model(images, training=False), autograph=False)
         graph = call.get_concrete_function(tf.TensorSpec((None, *image_shape), tf.uint8)).graph
     except Exception as error:
-        text = str(error).strip().partition("\n")[0]
         raise RequestError(
-            f"model._target_ must return a model that takes images of shape {image_shape}; calling it failed: {text}"
+            f"model._target_ must return a model that takes images of shape {image_shape}; "
+            f"calling it failed: {first_line(error)}"
         ) from error
     mistake = _mistake(getattr(model, "inputs", None) or [], graph, num_classes)
     if mistake:

@@ -25,10 +25,11 @@ from mnist_exp.config import (
     check,
     check_batch,
     explain,
+    run_name,
     targets,
 )
 from mnist_exp.data import Dataset, check_dataset, resolve_auto
-from mnist_exp.errors import RequestError
+from mnist_exp.errors import RequestError, first_line
 from mnist_exp.provenance.modules import recordable, user_code
 from mnist_exp.sweep.reuse import _finished
 from mnist_exp.sweep.startup import import_tensorflow
@@ -46,7 +47,7 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         """That of its run."""
-        return f"{self.config.name}-s{self.config.seed}"
+        return run_name(self.config)
 
 
 def grid(config: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
@@ -220,7 +221,7 @@ def attempt(train: Callable[[], Result], retries: int) -> Result:
         except OUT_OF_MEMORY as error:
             if not left:
                 raise
-            console.complain(f"out of memory, trying again: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            console.complain(f"out of memory, trying again: {type(error).__name__}: {first_line(error)}")
         device_loop.free()  # after the except clause, whose traceback holds what the failed attempt had
     raise AssertionError
 

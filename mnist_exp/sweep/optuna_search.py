@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from mnist_exp import console
 from mnist_exp.config import SweepConfig
-from mnist_exp.errors import RequestError
+from mnist_exp.errors import RequestError, first_line
 from mnist_exp.sweep.search import Axis, Search, Trial
 
 SAMPLERS = ("tpe", "cmaes", "random", "qmc", "grid")
@@ -262,7 +262,7 @@ def _storage(url: str) -> Any:
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {}  # for other processes' writes
         return RDBStorage(url, engine_kwargs=wait)
     except Exception as error:  # whatever the database's driver raises
-        raise RequestError(f"hydra.sweeper.storage={url} cannot be used: {str(error).partition(chr(10))[0]}") from error
+        raise RequestError(f"hydra.sweeper.storage={url} cannot be used: {first_line(error)}") from error
 
 
 def _drop_torn_line(path: Path, lock: Any) -> None:

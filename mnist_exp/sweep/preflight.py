@@ -13,7 +13,7 @@ import keras
 from mnist_exp import provenance
 from mnist_exp.config import Config, ConfigError, build
 from mnist_exp.data import Dataset
-from mnist_exp.errors import RequestError
+from mnist_exp.errors import RequestError, first_line
 from mnist_exp.experiment import build_model, build_optimizer
 from mnist_exp.tracking import Store, similar_runs
 from mnist_exp.training import devices
@@ -162,11 +162,7 @@ def _explained(what: str) -> Iterator[None]:
     except RequestError:
         raise
     except Exception as error:
-        raise RequestError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        raise RequestError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:

@@ -31,6 +31,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from mnist_exp import console, provenance
+from mnist_exp.config import run_name
 from mnist_exp.errors import EXIT_TERMINATED, RequestError
 
 STARTS = 3  # times that a worker is begun for a job, where each is killed before it has the job
@@ -172,7 +173,7 @@ class Processes(Launcher):
         config = self.shared.context.config_loader.load_sweep_config(self.shared.config, overrides)
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # for interpolations such as that of the default name
-        name, own = f"{config.name}-s{config.seed}", config.sweep
+        name, own = run_name(config), config.sweep
         place = config.tracking.uri, config.tracking.experiment
         HydraConfig.instance().cfg = before
         again = times <= own.retries

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mnist_exp import console, provenance
-from mnist_exp.config import PACKAGE, Config, flatten, identity, targets
+from mnist_exp.config import PACKAGE, Config, flatten, identity, run_name, targets
 from mnist_exp.data import Dataset
 from mnist_exp.provenance.modules import user_code
 from mnist_exp.sweep.startup import import_tensorflow
@@ -20,7 +20,7 @@ def finished_before(config: Config, dataset: Dataset, store: Any, number: int) -
     from mnist_exp import tracking
 
     assert config.sweep.id is not None
-    name = f"{config.name}-s{config.seed}"
+    name = run_name(config)
     run = _finished(config, dataset, store, name)
     if run is None:
         return None
