@@ -15,7 +15,10 @@ test:  ## the default tests
 slow:  ## the tests that take minutes
 	python -m pytest -m slow
 
+docs:  ## the manual, into site/
+	mkdocs build --strict
+
 bench:  ## the quick benchmarks beside plain Keras scripts
 	python -m benchmarks.speed --quick
 
-.PHONY: help check test slow bench
+.PHONY: help check test slow docs bench

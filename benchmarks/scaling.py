@@ -1,7 +1,7 @@
 """`python -m benchmarks.scaling`: how cost grows with batch size, hidden width and number of images.
 
 Training images a second of one hidden layer with Adam, in this process, without tracking: resident execution against
-the same trainer's plain Keras execution. Written as benchmarks/results/scaling.png and scaling.md.
+the same trainer's plain Keras execution. Written as benchmarks/results/scaling.md and docs/images/scaling.png.
 """
 
 import os
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from benchmarks import chart
-from benchmarks.speed import RESULTS
+from benchmarks.speed import CHARTS, RESULTS
 from mnist_exp import data, models, provenance
 from mnist_exp.training import devices, trainer
 
@@ -65,7 +65,7 @@ def main() -> None:
             print(lines[-1], file=sys.stderr, flush=True)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "scaling.md").write_text("Training images a second.\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    chart.scaling(measured).savefig(RESULTS / "scaling.png")
+    chart.scaling(measured).savefig(CHARTS / "scaling.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m mnist_exp.compare`: what was tracked, compared over seeds. README.md says how to read it."""
+"""`python -m mnist_exp.compare`: what was tracked, compared over seeds. docs/comparing.md says how to read it."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""`python -m mnist_exp.train`: translate arguments, call one function, print. README.md says what the options mean."""
+"""`python -m mnist_exp.train`: translate arguments, call one function, print. docs/options.md lists the options."""
 
 import os
 import signal

@@ -56,7 +56,7 @@ class TrialConfig:
 
 @dataclass
 class SweepConfig:
-    """How a multirun goes about its runs; README.md says what the values mean."""
+    """How a multirun goes about its runs; docs/sweeps.md says what the values mean."""
 
     skip_finished: bool = True
     on_error: str = "continue"
