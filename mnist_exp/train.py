@@ -10,7 +10,7 @@ if __name__ == "__main__" or sys.argv[0].endswith("mnist-exp-train"):
     signal.signal(signal.SIGINT, handler if handler is signal.SIG_IGN else lambda *_: os._exit(130))
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, chdir, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +21,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_exp import console
 from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_name
-from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, first_line
+from mnist_exp.reproduction.record import resumed
 from mnist_exp.sweep import optuna_search
 from mnist_exp.sweep.jobs import attempt, is_auto, job_failed, load, settle, stopped, warn_unrecorded
 from mnist_exp.sweep.reuse import finished_before
@@ -107,29 +107,6 @@ def _watched(config: Config) -> dict[str, Any]:
 def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[float]:
     values = [metrics[name] for name in config.sweep.objective]
     return values if len(values) > 1 else values[0]
-
-
-def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
-    """The config and the overrides of the run that `resume` names, as it logged them.
-
-    Raises:
-        RequestError: there is no such run, its config may not be called, or more was given than where the run is.
-    """
-    more = [text for text in overrides if not text.startswith(("resume=", "tracking.uri="))]
-    if more or given.sweep.id is not None:
-        raise RequestError(f"resume={given.resume} takes the run's own config; leave out {' '.join(more) or '-m'}")
-    from mnist_exp import tracking
-
-    run = tracking.find_run(given.tracking.uri, str(given.resume))
-    files = tracking.read_files(given.tracking.uri, run.info.run_id, ["config.yaml", "overrides.yaml"])
-    if len(files) < 2:
-        raise RequestError(f"resume={given.resume}: the run died before it logged its config; give its command again")
-    try:
-        config = read_config(files["config.yaml"], trusted=tracking.is_own(given.tracking.uri, run.data.tags))
-    except RequestError as error:
-        raise RequestError(f"resume={given.resume}: give the run's own command again instead: {error}") from error
-    config.resume, config.tracking.uri = run.info.run_id, given.tracking.uri
-    return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 
 def _arguments(given: list[str]) -> list[str]:

@@ -22,7 +22,8 @@ LEVELS = (
     {"data"},
     {"config", "training", "tracking", "figures"},
     {"experiment"},
-    {"sweep", "analysis", "reproduction"},
+    {"sweep", "analysis"},
+    {"reproduction"},  # begins a run as a job of a sweep does
     {"train", "compare", "reproduce", "relocate"},
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
@@ -33,7 +34,7 @@ LIBRARIES = {
     "keras": TENSORFLOW,
     "mlflow": {"tracking"},
     "hydra": {"train", "sweep", "config"},
-    "omegaconf": {"train", "sweep", "config", "experiment"},
+    "omegaconf": {"train", "sweep", "config", "experiment", "reproduction"},
     "yaml": {"config/untrusted"},
     "optuna": {"sweep"},
     "matplotlib": {"figures"},

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from mnist_exp.config import Config
+from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import RequestError
 from mnist_exp.provenance.modules import FOLDER, MAX_ALL, MAX_FILE, module_name
 
@@ -133,6 +136,29 @@ def from_capsule(path: Path) -> Record:
     return _record(str(path), files)
 
 
+def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """The config and the overrides of the run that `resume` names, as it logged them.
+
+    Raises:
+        RequestError: there is no such run, its config may not be called, or more was given than where the run is.
+    """
+    more = [text for text in overrides if not text.startswith(("resume=", "tracking.uri="))]
+    if more or given.sweep.id is not None:
+        raise RequestError(f"resume={given.resume} takes the run's own config; leave out {' '.join(more) or '-m'}")
+    from mnist_exp import tracking
+
+    run = tracking.find_run(given.tracking.uri, str(given.resume))
+    files = tracking.read_files(given.tracking.uri, run.info.run_id, ["config.yaml", "overrides.yaml"])
+    if len(files) < 2:
+        raise RequestError(f"resume={given.resume}: the run died before it logged its config; give its command again")
+    try:
+        config = read_config(files["config.yaml"], trusted=tracking.is_own(given.tracking.uri, run.data.tags))
+    except RequestError as error:
+        raise RequestError(f"resume={given.resume}: give the run's own command again instead: {error}") from error
+    config.resume, config.tracking.uri = run.info.run_id, given.tracking.uri
+    return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
+
+
 def write_capsule(record: Record, weights: Sequence[np.ndarray], path: Path) -> None:
     """Write one zip, the same bytes for the same record.
 
@@ -157,6 +183,26 @@ def write_capsule(record: Record, weights: Sequence[np.ndarray], path: Path) -> 
             stream_out.write(content)
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def from_store(run: str, uri: str | None) -> Record:
+    """The record of a run in a tracking store, without its weights.
+
+    Raises:
+        RecordError: the run has no config.yaml.
+        RequestError: there is no such run or store.
+    """
+    from mnist_exp import tracking  # a second, not for a mistyped option
+
+    found = tracking.find_run(uri, run)
+    files = tracking.read_files(uri, found.info.run_id, [*(FILES.keys() - {"weights.npz"}), FOLDER])
+    if "config.yaml" not in files:
+        place = tracking.place_of_artifacts(uri, found.info.run_id)
+        raise RecordError(
+            f"run {found.info.run_id} has no config.yaml: it trained nothing, or its artifacts are not in {place}"
+        )
+    tags = {key: value for key, value in found.data.tags.items() if not key.startswith("mlflow.")}
+    return Record(f"run {found.info.run_id}", found.info.run_id, found.info.run_name, files, tags)
 
 
 def _record(source: str, files: Mapping[str, bytes]) -> Record:

@@ -10,7 +10,7 @@ from mnist_exp import provenance, tracking
 from mnist_exp.config import FACTS, ConfigError, check, to_yaml
 from mnist_exp.config.untrusted import MAX_BYTES, builders, read_config
 from mnist_exp.errors import RequestError
-from mnist_exp.train import resumed
+from mnist_exp.reproduction.record import resumed
 from tests.helpers.commands import drive
 from tests.helpers.configs import composed
 from tests.helpers.logged_configs import GOOD, MODEL, changed, data, model, optimizer

@@ -10,8 +10,9 @@ import zlib
 
 import pytest
 
-from mnist_exp import provenance, reproduce
+from mnist_exp import provenance
 from mnist_exp.errors import RequestError
+from mnist_exp.reproduction import replay
 from mnist_exp.reproduction.record import Record
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -41,10 +42,10 @@ def package(tmp_path_factory):
 @pytest.fixture
 def changes(package, monkeypatch):
     """The lines that are printed for a given code.diff."""
-    monkeypatch.setattr(reproduce, "PACKAGE", package)
+    monkeypatch.setattr(replay, "PACKAGE", package)
     commit = git(package, "rev-parse", "HEAD")
     return lambda diff: list(
-        reproduce._code_changes(Record("x", None, None, {"code.diff": diff.encode()}, {"code.commit": commit}))
+        replay._code_changes(Record("x", None, None, {"code.diff": diff.encode()}, {"code.commit": commit}))
     )
 
 
@@ -98,8 +99,8 @@ def test_a_huge_file_is_compared_in_seconds_and_cut(changes):
         + f"+{'x' * 10**6}\n"
     )
     assert time.perf_counter() - began < 20
-    assert len(lines) == reproduce.SHOWN_LINES + 1
-    assert max(map(len, lines)) <= reproduce.SHOWN_LETTERS
+    assert len(lines) == replay.SHOWN_LINES + 1
+    assert max(map(len, lines)) <= replay.SHOWN_LETTERS
 
 
 def binary(size):
