@@ -75,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _inspect(options: argparse.Namespace) -> str:
     uri = tracking.existing(options.uri)
-    named = [tracking.tracked(tracking.find_run(uri, wanted)) for wanted in options.command[1:]]
+    named = [tracking.find_run(uri, wanted) for wanted in options.command[1:]]
     document = list(inspect.show(uri, *named) if len(named) == 1 else inspect.diff(uri, *named))
     return render.as_text(document) if options.format == "text" else render.as_markdown(document)
 
@@ -86,8 +86,8 @@ def _compare(options: argparse.Namespace) -> str:
     choice = Choice(options.sweep, dict(text.split("=", 1) for text in options.tag), options.run, everything)
     matching = None
     if options.filter is not None:
-        matching = {run.run_id for run in tracking.tracked_runs(store, options.filter)}
-    board = leaderboard.board(tracking.tracked_runs(store), choice, options.metric, matching)
+        matching = {run.run_id for run in tracking.search_runs(store, options.filter)}
+    board = leaderboard.board(tracking.search_runs(store), choice, options.metric, matching)
 
     def right(row: Row) -> np.ndarray | None:
         found = predictions.load(store.uri, next(iter(row.runs.values())).run_id)

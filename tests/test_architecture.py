@@ -101,6 +101,13 @@ def test_libraries_stay_where_they_belong(path):
         assert {place(path), name_of(path)} & LIBRARIES[library], f"{name_of(path)} may not import {library}"
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if place(path) != "tracking"], ids=name_of)
+def test_only_tracking_knows_the_types_of_mlflow(path):
+    """Other folders get a `RunInfo`, which has neither `info` nor `data`."""
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"\.info\.\w+|\.data\.(?:metrics|params|tags)\b|mlflow\.entities", text) == []
+
+
 def test_every_place_that_a_run_computes_with_is_part_of_its_identity():
     computing = reached_from("experiment", frozenset(RECORDING))
     assert not computing & {name.removesuffix(".py") for name in NOT_COMPUTING}

@@ -259,7 +259,7 @@ def test_a_report_that_cannot_be_written(said):
 
 def test_runs_on_other_images_are_not_paired(filled):
     uri = f"sqlite:///{filled.folder / 'mlflow.db'}"
-    first, second = (tracking.tracked(tracking.find_run(uri, filled.ids[rate, 0])) for rate in RATES)
+    first, second = (tracking.find_run(uri, filled.ids[rate, 0]) for rate in RATES)
     assert "McNemar" in inspect._mcnemar(uri, first, second)
     other = second._replace(tags={**second.tags, "data.fingerprint": "another"})
     assert inspect._mcnemar(uri, first, other).startswith("test predictions: on different data or splits")

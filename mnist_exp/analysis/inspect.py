@@ -13,7 +13,7 @@ from mnist_exp.analysis import predictions, statistics
 from mnist_exp.analysis.leaderboard import SHORT_NAMES
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.config import changes_result, option_defaults
-from mnist_exp.tracking import TrackedRun
+from mnist_exp.tracking import RunInfo
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "epoch_seconds")
@@ -39,9 +39,9 @@ def sparkline(values: Sequence[float]) -> str:
     )
 
 
-def show(uri: str, run: TrackedRun) -> Iterator[Block]:
+def show(uri: str, run: RunInfo) -> Iterator[Block]:
     """A run: what it was, how it went, what it left, how to train it again."""
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started / 1000))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.start_time))
     state = run.status.lower() + (", deleted" if run.deleted else "")
     yield Heading(f"{run.name}: {state}, {when}")
     yield Text(f"run {run.run_id} in {uri}")
@@ -76,7 +76,7 @@ def unlike_defaults(params: Mapping[str, str]) -> list[str]:
     return [f"seed={params['seed']}", *found] if params.get("seed", "0") != "0" else found
 
 
-def diff(uri: str, a: TrackedRun, b: TrackedRun) -> Iterator[Block]:
+def diff(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
     """Two runs: where their configuration, code, data, environment and results differ."""
     yield Heading(f"{a.name} ({a.run_id[:8]}) and {b.name} ({b.run_id[:8]})")
     keys = sorted(key for key in a.params.keys() | b.params.keys() if changes_result(key) and key not in SHORT_NAMES)
@@ -102,7 +102,7 @@ def _differing(what: str, a: Mapping[str, str], b: Mapping[str, str], keys: Sequ
         yield Text(f"{what}: the same" if any(key in a for key in keys) else f"{what}: neither run says")
 
 
-def _code(uri: str, a: TrackedRun, b: TrackedRun) -> Iterator[Block]:
+def _code(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
     yield from _differing("code", a.tags, b.tags, ["code.commit", "code.dirty"])
     changes = [_file(uri, run, "code.diff") for run in (a, b)]
     first, second = (change.decode("utf-8", "replace").splitlines() for change in changes)
@@ -112,11 +112,11 @@ def _code(uri: str, a: TrackedRun, b: TrackedRun) -> Iterator[Block]:
         yield Grid(["difference of code.diff"], [[line] for line in lines[:MAX_DIFF]], 1)
 
 
-def _file(uri: str, run: TrackedRun, name: str) -> bytes:
+def _file(uri: str, run: RunInfo, name: str) -> bytes:
     return tracking.read_files(uri, run.run_id, [name]).get(name, b"")
 
 
-def _environment(uri: str, run: TrackedRun) -> dict[str, str]:
+def _environment(uri: str, run: RunInfo) -> dict[str, str]:
     try:
         tree = json.loads(_file(uri, run, "environment.json") or b"{}")
     except ValueError:
@@ -135,11 +135,11 @@ def _figure(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:,.6g}" if name in metrics else "-"
 
 
-def _change(a: TrackedRun, b: TrackedRun, name: str) -> str:
+def _change(a: RunInfo, b: RunInfo, name: str) -> str:
     return f"{b.metrics[name] - a.metrics[name]:+.3g}" if name in a.metrics and name in b.metrics else "-"
 
 
-def _mcnemar(uri: str, a: TrackedRun, b: TrackedRun) -> str:
+def _mcnemar(uri: str, a: RunInfo, b: RunInfo) -> str:
     sides = [predictions.load(uri, run.run_id) for run in (a, b)]
     if sides[0] is None or sides[1] is None:
         return "test predictions: not at hand for both, so no test of their difference"

@@ -11,7 +11,7 @@ from mnist_exp.analysis import statistics
 from mnist_exp.config import STAND_INS, changes_result
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
-from mnist_exp.tracking import TrackedRun
+from mnist_exp.tracking import RunInfo
 
 SHORT_NAMES = ("model", "optimizer")  # params that repeat a `_target_` for MLflow's UI
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     label: str
     settings: dict[str, str]
-    runs: dict[int, TrackedRun]  # by seed, the newest of each
+    runs: dict[int, RunInfo]  # by seed, the newest of each
     repeats: int  # older runs of the same seeds: the same bits again are no new evidence
 
     def scores(self, metric: str) -> dict[int, float]:
@@ -68,7 +68,7 @@ class Board(NamedTuple):
     left_out: dict[str, int]  # runs that do not count, by reason
 
 
-def board(records: Sequence[TrackedRun], choice: Choice, metric: str, matching: set[str] | None = None) -> Board:
+def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set[str] | None = None) -> Board:
     """Rank what is chosen of an experiment's runs.
 
     Args:
@@ -89,7 +89,7 @@ def board(records: Sequence[TrackedRun], choice: Choice, metric: str, matching: 
     if not good and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
         known = sorted({name for run in chosen for name in run.metrics if not name.startswith("test_")})
         raise RequestError(f"no chosen run has the metric {metric!r}; there are: {', '.join(known) or 'none'}")
-    by_data: dict[tuple[str, str], list[TrackedRun]] = {}
+    by_data: dict[tuple[str, str], list[RunInfo]] = {}
     for run in good:
         key = (run.tags.get("data.fingerprint", "unknown"), run.tags.get("selection", "validation"))
         by_data.setdefault(key, []).append(run)
@@ -97,7 +97,7 @@ def board(records: Sequence[TrackedRun], choice: Choice, metric: str, matching: 
     return Board(said, metric, tables, left_out)
 
 
-def choose(records: Sequence[TrackedRun], choice: Choice) -> tuple[list[TrackedRun], str]:
+def choose(records: Sequence[RunInfo], choice: Choice) -> tuple[list[RunInfo], str]:
     """The records that a choice means, and the choice in words."""
     runs, said = list(records), []
     for start in choice.ids:
@@ -120,12 +120,12 @@ def choose(records: Sequence[TrackedRun], choice: Choice) -> tuple[list[TrackedR
     return runs, ", ".join(said) or "all runs"
 
 
-def in_sweep(run: TrackedRun, sweep: str) -> bool:
+def in_sweep(run: RunInfo, sweep: str) -> bool:
     """Whether a sweep trained a run, or found it finished and used it."""
     return run.tags.get("sweep") == sweep or f"sweep.{sweep}" in run.tags
 
 
-def find(records: Iterable[TrackedRun], start: str) -> TrackedRun:
+def find(records: Iterable[RunInfo], start: str) -> RunInfo:
     """The run whose id begins like this.
 
     Raises:
@@ -138,7 +138,7 @@ def find(records: Iterable[TrackedRun], start: str) -> TrackedRun:
     return found[0]
 
 
-def _sort_out(runs: Sequence[TrackedRun], metric: str) -> tuple[list[TrackedRun], dict[str, int]]:
+def _sort_out(runs: Sequence[RunInfo], metric: str) -> tuple[list[RunInfo], dict[str, int]]:
     good, left_out = [], Counter[str]()
     for run in runs:
         reason = _unfit(run, metric)
@@ -149,7 +149,7 @@ def _sort_out(runs: Sequence[TrackedRun], metric: str) -> tuple[list[TrackedRun]
     return good, dict(left_out)
 
 
-def _unfit(run: TrackedRun, metric: str) -> str | None:
+def _unfit(run: RunInfo, metric: str) -> str | None:
     """Why a run does not count; empty for a sweep's own, which nobody would look for here."""
     kind = run.tags.get("kind")
     if kind == "sweep":
@@ -167,7 +167,7 @@ def _unfit(run: TrackedRun, metric: str) -> str | None:
     return None
 
 
-def settings(run: TrackedRun) -> dict[str, str]:
+def settings(run: RunInfo) -> dict[str, str]:
     """All that can change a run's result but its seed and data, under the names that people know."""
     found: dict[str, str] = {}
     for key, value in run.params.items():
@@ -203,7 +203,7 @@ def _software(facts: str) -> dict[str, str]:
     return found
 
 
-def looks(records: Iterable[TrackedRun], data: str) -> int:
+def looks(records: Iterable[RunInfo], data: str) -> int:
     """How often runs have looked at the test images of a data set, whatever became of the runs.
 
     Every run scores them once, at its end; one that selects on them has also done so after each epoch.
@@ -218,8 +218,8 @@ def looks(records: Iterable[TrackedRun], data: str) -> int:
     return count
 
 
-def _table(runs: Sequence[TrackedRun], metric: str, records: Iterable[TrackedRun]) -> Table:
-    groups: dict[frozenset[tuple[str, str]], list[TrackedRun]] = {}
+def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> Table:
+    groups: dict[frozenset[tuple[str, str]], list[RunInfo]] = {}
     for run in runs:
         groups.setdefault(frozenset(settings(run).items()), []).append(run)
     rows = [dict(key) for key in groups]
@@ -228,7 +228,7 @@ def _table(runs: Sequence[TrackedRun], metric: str, records: Iterable[TrackedRun
     names = _names(list(groups.values()))
     labels = names or told(rows, varying)
     for label, row, members in zip(labels, rows, groups.values(), strict=True):
-        by_seed: dict[int, TrackedRun] = {}
+        by_seed: dict[int, RunInfo] = {}
         for run in members:  # newest first
             by_seed.setdefault(int(run.params["seed"]), run)
         ordered = dict(sorted(by_seed.items()))
@@ -265,7 +265,7 @@ def _distinct(rows: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
     return len({tuple(row.get(key) for key in keys) for row in rows})
 
 
-def _names(groups: Sequence[Sequence[TrackedRun]]) -> list[str]:
+def _names(groups: Sequence[Sequence[RunInfo]]) -> list[str]:
     """The name that the config gives the runs of each row; nothing unless every row has one of its own."""
     names = [{run.params.get("name", "") for run in group} for group in groups]
     distinct = len(set.union(*names)) == len(groups) and all(len(name) == 1 for name in names)

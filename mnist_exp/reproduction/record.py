@@ -148,14 +148,14 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
     from mnist_exp import tracking
 
     run = tracking.find_run(given.tracking.uri, str(given.resume))
-    files = tracking.read_files(given.tracking.uri, run.info.run_id, ["config.yaml", "overrides.yaml"])
+    files = tracking.read_files(given.tracking.uri, run.run_id, ["config.yaml", "overrides.yaml"])
     if len(files) < 2:
         raise RequestError(f"resume={given.resume}: the run died before it logged its config; give its command again")
     try:
-        config = read_config(files["config.yaml"], trusted=tracking.is_own(given.tracking.uri, run.data.tags))
+        config = read_config(files["config.yaml"], trusted=tracking.is_own(given.tracking.uri, run.tags))
     except RequestError as error:
         raise RequestError(f"resume={given.resume}: give the run's own command again instead: {error}") from error
-    config.resume, config.tracking.uri = run.info.run_id, given.tracking.uri
+    config.resume, config.tracking.uri = run.run_id, given.tracking.uri
     return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 
@@ -195,14 +195,13 @@ def from_store(run: str, uri: str | None) -> Record:
     from mnist_exp import tracking  # a second, not for a mistyped option
 
     found = tracking.find_run(uri, run)
-    files = tracking.read_files(uri, found.info.run_id, [*(FILES.keys() - {"weights.npz"}), FOLDER])
+    files = tracking.read_files(uri, found.run_id, [*(FILES.keys() - {"weights.npz"}), FOLDER])
     if "config.yaml" not in files:
-        place = tracking.place_of_artifacts(uri, found.info.run_id)
+        place = tracking.place_of_artifacts(uri, found.run_id)
         raise RecordError(
-            f"run {found.info.run_id} has no config.yaml: it trained nothing, or its artifacts are not in {place}"
+            f"run {found.run_id} has no config.yaml: it trained nothing, or its artifacts are not in {place}"
         )
-    tags = {key: value for key, value in found.data.tags.items() if not key.startswith("mlflow.")}
-    return Record(f"run {found.info.run_id}", found.info.run_id, found.info.run_name, files, tags)
+    return Record(f"run {found.run_id}", found.run_id, found.name, files, found.tags)
 
 
 def _record(source: str, files: Mapping[str, bytes]) -> Record:

@@ -188,16 +188,16 @@ def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
 def _is_timed(run: Any) -> bool:
     """Whether the run recorded what `_seconds` reads: one of an older version may not."""
     metrics = {"parameters", "fit_seconds", "compile_seconds"}
-    return metrics <= run.data.metrics.keys() and "trainer.epochs" in run.data.params
+    return metrics <= run.metrics.keys() and "trainer.epochs" in run.params
 
 
 def _seconds(runs: Sequence[Any], epochs: int, parameters: int) -> float:
     """Median over the runs with models of the nearest size, their training after compilation scaled to `epochs`."""
-    nearest = min((run.data.metrics["parameters"] for run in runs), key=lambda size: abs(size - parameters))
+    nearest = min((run.metrics["parameters"] for run in runs), key=lambda size: abs(size - parameters))
     times = []
     for run in runs:
-        if run.data.metrics["parameters"] == nearest:
-            fit = run.data.metrics["fit_seconds"] - run.data.metrics["compile_seconds"]
-            around = (run.info.end_time - run.info.start_time) / 1000 - fit
-            times.append(around + fit * epochs / int(run.data.params["trainer.epochs"]))
+        if run.metrics["parameters"] == nearest:
+            fit = run.metrics["fit_seconds"] - run.metrics["compile_seconds"]
+            around = run.end_time - run.start_time - fit
+            times.append(around + fit * epochs / int(run.params["trainer.epochs"]))
     return median(times)

@@ -25,8 +25,8 @@ def finished_before(config: Config, dataset: Dataset, store: Any, number: int) -
     if run is None:
         return None
     tracking.join_sweep(store, run, config.sweep.id, number)
-    console.say(console.skipped_line(name, run.data.metrics, run.info.run_id))
-    return run.data.metrics
+    console.say(console.skipped_line(name, run.metrics, run.run_id))
+    return run.metrics
 
 
 def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = None) -> Any:
@@ -43,13 +43,13 @@ def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = N
     alike = [
         run
         for run in tracking.finished_runs(store, identity(config, {}))
-        if "pruned" not in run.data.tags and needed <= run.data.metrics.keys()
+        if "pruned" not in run.tags and needed <= run.metrics.keys()
     ]
-    found = next((run for run in alike if run.data.tags.get("identity") == wanted), None)
-    compared = next((run for run in alike if "identity.facts" in run.data.tags), None)
+    found = next((run for run in alike if run.tags.get("identity") == wanted), None)
+    compared = next((run for run in alike if "identity.facts" in run.tags), None)
     if compared is not None and found is None and name is not None:
-        different = difference(json.loads(compared.data.tags["identity.facts"]), facts)
-        console.say(console.again_line(name, compared.info.run_id, different), sys.stderr)
+        different = difference(json.loads(compared.tags["identity.facts"]), facts)
+        console.say(console.again_line(name, compared.run_id, different), sys.stderr)
     return found
 
 

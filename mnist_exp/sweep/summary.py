@@ -87,7 +87,7 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     tracking.end_dead_runs(sweep.store)  # of workers that were killed
     if status == "FINISHED":  # so have all jobs: what looks alive on another machine was killed there
         tracking.end_left_runs(sweep.store, sweep.id)
-    runs = sorted(tracking.sweep_runs(sweep.store, sweep.id), key=lambda run: run.info.status == "FINISHED")
+    runs = sorted(tracking.sweep_runs(sweep.store, sweep.id), key=lambda run: run.status == "FINISHED")
     last = {number: run for run in runs for number in tracking.job_numbers(run, sweep.id)}  # finished, or last tried
     rows = sorted((_row(sweep, number, last.get(number)) for number in range(len(sweep.jobs))), key=_rank)
     counts = _counts(rows)
@@ -113,17 +113,17 @@ def _row(sweep: Sweep, number: int, run: Any) -> console.Row:
     job = sweep.jobs[number]
     if run is None:
         return console.Row(number, job.name, "NOT RUN", job.swept, None, None, None, "")
-    given = _overrides(run.data.tags.get("overrides", "")) if sweep.searched else []
-    trained = run.data.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
+    given = _overrides(run.tags.get("overrides", "")) if sweep.searched else []
+    trained = run.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
     return console.Row(
         job=number,
-        name=run.info.run_name,
-        status=run.info.status if trained else "SKIPPED",
+        name=run.name,
+        status=run.status if trained else "SKIPPED",
         swept=" ".join(text for text in given if text.partition("=")[0] in sweep.searched) or job.swept,
-        val_accuracy=run.data.metrics.get("final_val_accuracy"),
-        test_accuracy=run.data.metrics.get("test_accuracy"),
-        seconds=run.data.metrics.get("fit_seconds"),
-        run_id=run.info.run_id,
+        val_accuracy=run.metrics.get("final_val_accuracy"),
+        test_accuracy=run.metrics.get("test_accuracy"),
+        seconds=run.metrics.get("fit_seconds"),
+        run_id=run.run_id,
     )
 
 

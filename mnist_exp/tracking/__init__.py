@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mnist_exp.tracking.database import StoreError
 from mnist_exp.tracking.queries import (
-    TrackedRun,
+    RunInfo,
     artifact_names,
     curve,
     download,
@@ -29,9 +29,8 @@ from mnist_exp.tracking.queries import (
     is_own,
     place_of_artifacts,
     read_files,
+    search_runs,
     similar_runs,
-    tracked,
-    tracked_runs,
 )
 from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, tracked_run
 from mnist_exp.tracking.store import Store, delayed_signals, existing, find_store, import_database, open_store, relocate

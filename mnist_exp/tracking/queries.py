@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import mlflow
 from mlflow.entities import Run, ViewType
 
 from mnist_exp.provenance import is_here
@@ -18,36 +17,49 @@ from mnist_exp.tracking.database import StoreError
 from mnist_exp.tracking.store import Store, existing, reader, resolve_uri, store_errors
 
 
-class TrackedRun(NamedTuple):
-    """What the store knows of a run but its curves and artifacts."""
+class RunInfo(NamedTuple):
+    """A run as the store has it, without its curves and artifacts."""
 
     run_id: str
     name: str
-    status: str
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
     deleted: bool
-    started: int  # ms since 1970
+    start_time: float  # seconds since 1970
+    end_time: float | None  # None while it runs
     params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
+    metrics: dict[str, float]  # last values
+    tags: dict[str, str]  # without MLflow's own
+    experiment_id: str = ""
+    artifact_uri: str = ""
 
 
-def tracked(run: Run) -> TrackedRun:
-    """A run of MLflow's as we know it."""
+def run_info(run: Run) -> RunInfo:
+    """Convert a run of MLflow's."""
     info, data = run.info, run.data
-    facts = (info.run_id, info.run_name or "", info.status, info.lifecycle_stage == "deleted", info.start_time or 0)
-    tags = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
     # A database keeps infinity as the largest float.
     metrics = {
         key: math.copysign(math.inf, x) if abs(x) >= sys.float_info.max else x for key, x in data.metrics.items()
     }
-    return TrackedRun(*facts, data.params, metrics, tags)
+    return RunInfo(
+        info.run_id,
+        info.run_name or "",
+        info.status,
+        info.lifecycle_stage == "deleted",
+        (info.start_time or 0) / 1000,
+        None if info.end_time is None else info.end_time / 1000,
+        dict(data.params),
+        metrics,
+        {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
+        info.experiment_id,
+        info.artifact_uri or "",
+    )
 
 
-def find_run(uri: str | None, wanted: str) -> Run:
-    """The run, in any experiment of a store that exists, whose id begins so, or else the one that trained of that name.
+def find_run(uri: str | None, wanted: str) -> RunInfo:
+    """Find a run by the beginning of its id, or else by name, in any experiment.
 
     Raises:
-        StoreError: the store cannot be used, holds no such run, or several, or it was deleted.
+        StoreError: the store cannot be used, has no such run or several, or the run was deleted.
     """
     uri = existing(uri)
     found: list[Run] = []
@@ -60,21 +72,20 @@ def find_run(uri: str | None, wanted: str) -> Run:
         if not found and quote_with not in wanted:
             name = f"attributes.run_name = {quote_with}{wanted}{quote_with}"
             found = list(client.search_runs(list(stages), f"{name} and tags.kind = 'run'", ViewType.ALL))
-    found = [run for run in found if run.info.lifecycle_stage == "active"] or found
-    if len(found) != 1:
-        named = "; ".join(f"{run.info.run_id} {run.info.run_name} {run.info.status}" for run in found[:10])
-        several = f"{len(found)} runs match {wanted!r}, name one by its id: {named}"
-        raise StoreError(several if found else f"there is no run {wanted!r} in {uri}")
-    info = found[0].info
-    if info.lifecycle_stage != "active":
-        gone = stages[info.experiment_id] != "active"
-        restore = (
-            f"experiments restore --experiment-id {info.experiment_id}"
-            if gone
-            else f"runs restore --run-id {info.run_id}"
-        )
-        raise StoreError(f"run {info.run_id} ({info.run_name}) was deleted; `mlflow {restore}` restores it")
-    return found[0]
+    runs = [run_info(run) for run in found]
+    runs = [run for run in runs if not run.deleted] or runs
+    if len(runs) != 1:
+        named = "; ".join(f"{run.run_id} {run.name} {run.status}" for run in runs[:10])
+        several = f"{len(runs)} runs match {wanted!r}, name one by its id: {named}"
+        raise StoreError(several if runs else f"there is no run {wanted!r} in {uri}")
+    run = runs[0]
+    if run.deleted:
+        what, key, id_ = "runs", "run", run.run_id
+        if stages[run.experiment_id] != "active":
+            what, key, id_ = "experiments", "experiment", run.experiment_id
+        restore = f"`mlflow {what} restore --{key}-id {id_}` restores it"
+        raise StoreError(f"run {run.run_id} ({run.name}) was deleted; {restore}")
+    return run
 
 
 def is_own(uri: str | None, tags: Mapping[str, str]) -> bool:
@@ -89,60 +100,52 @@ def find_finished(uri: str | None, wanted: str) -> str:
         StoreError: there is no such run, or it did not finish.
     """
     run = find_run(uri, wanted)
-    if run.info.status != "FINISHED":
-        raise StoreError(f"init_from={wanted} must name a finished run, that one is {run.info.status}")
-    return str(run.info.run_id)
+    if run.status != "FINISHED":
+        raise StoreError(f"init_from={wanted} must name a finished run, that one is {run.status}")
+    return run.run_id
 
 
-def finished_runs(store: Store, config_digest: str) -> list[Run]:
-    """Finished runs whose configs are the same wherever it matters, newest first."""
+def finished_runs(store: Store, config_digest: str) -> list[RunInfo]:
+    """Finished runs whose configs agree in everything that can change a result, newest first."""
     query = f"tags.`identity.config` = '{config_digest}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
-    with store_errors(store.uri):
-        return search(store, query, newest_first=True)
+    return search_runs(store, query, deleted=False)
 
 
-def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data: str) -> list[Run]:
-    """Of the latest 50 finished runs of a model and an optimizer, by their short names, those on the same data."""
+def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data: str) -> list[RunInfo]:
+    """Of the newest 50 finished runs of a model and an optimizer, by their short names, those on the same data."""
     parameters = {"model": model, "optimizer": optimizer, "trainer.batch_size": batch_size}
     query = " and ".join(f"params.`{key}` = '{value}'" for key, value in parameters.items())
     query += " and tags.kind = 'run' and attributes.status = 'FINISHED'"
-    newest = ["attributes.start_time DESC"]
     with store_errors(store.uri):
-        client = mlflow.MlflowClient(store.uri)
-        found = client.search_runs([store.experiment_id], query, max_results=50, order_by=newest)
-    return [run for run in found if run.data.tags.get("data.name") == data]
+        found = reader(store.uri).search_runs([store.experiment_id], query, max_results=50)
+    return [run for run in map(run_info, found) if run.tags.get("data.name") == data]
 
 
-def tracked_runs(store: Store, query: str = "") -> list[TrackedRun]:
-    """The runs of the experiment that match MLflow's filter string, deleted ones too, newest first.
+def search_runs(store: Store, query: str = "", *, deleted: bool = True) -> list[RunInfo]:
+    """The runs of the experiment that match MLflow's filter string, newest first.
+
+    Args:
+        store: where they are looked for.
+        query: MLflow's filter string; empty for all runs.
+        deleted: whether deleted runs are included.
 
     Raises:
         StoreError: the store cannot be read, or the query is not in MLflow's language.
     """
-    runs: list[TrackedRun] = []
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    runs: list[RunInfo] = []
     page: str | None = None
     collecting = gc.isenabled()
     gc.disable()  # of the 5 s that 2,000 runs took it looked 3 s for garbage among SQLAlchemy's rows
     try:
         while page != "":
             with store_errors(store.uri, query):
-                found = reader(store.uri).search_runs([store.experiment_id], query, ViewType.ALL, 500, page_token=page)
-            runs += [tracked(run) for run in found]
+                found = reader(store.uri).search_runs([store.experiment_id], query, view, 500, page_token=page)
+            runs += map(run_info, found)
             page = found.token or ""
     finally:
         if collecting:
             gc.enable()
-    return runs
-
-
-def search(store: Store, query: str, *, newest_first: bool = False, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-    """All runs of the experiment that match MLflow's filter string, page by page."""
-    client, order = mlflow.MlflowClient(store.uri), f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
-    runs: list[Run] = []
-    page: str | None = None
-    while page != "":
-        found = client.search_runs([store.experiment_id], query, view, 1000, [order], page)
-        runs, page = runs + list(found), found.token or ""
     return runs
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import mlflow
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -33,7 +33,7 @@ from mnist_exp.provenance import is_gone, process
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.queries import search
+from mnist_exp.tracking.queries import RunInfo, run_info, search_runs
 from mnist_exp.tracking.store import STORE_ERRORS, Store, delayed_signals, first_line, store_errors, uninterrupted
 
 RETRY_SECONDS = 30.0  # after a failed call, while the run trains
@@ -398,17 +398,17 @@ def tracked_run(
             run, lock = _resumable(store, tags["identity"], resume) if resume else (None, None)
             if run is None:
                 context = context_tags({**tags, "output": str(output.absolute())})
-                run = client.create_run(store.experiment_id, tags=context, run_name=name)
+                run = run_info(client.create_run(store.experiment_id, tags=context, run_name=name))
             else:
                 _reopen(client, run, tags)
-        log = RunLog(store, run.info.run_id, _home(store.uri, run))
+        log = RunLog(store, run.run_id, _home(store.uri, run))
         status = "FINISHED"
         try:
             shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
             log.folder.mkdir(parents=True)
             # A continued run keeps the params that it has: those that differ cannot change its result.
-            missing = [Param(key, value) for key, value in params.items() if key not in run.data.params]
-            client.log_batch(run.info.run_id, params=missing)
+            missing = [Param(key, value) for key, value in params.items() if key not in run.params]
+            client.log_batch(run.run_id, params=missing)
             held.close()
             yield log
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -427,37 +427,37 @@ def tracked_run(
                 lock.release()
 
 
-def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[Run | None, BaseFileLock | None]:
+def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo | None, BaseFileLock | None]:
     """The run wanted, else the newest of this identity that was killed, or that failed after its evaluation.
 
     With a lock that keeps others off it.
     """
     client = mlflow.MlflowClient(store.uri)
     if isinstance(wanted, str):
-        run = client.get_run(wanted)
+        run = run_info(client.get_run(wanted))
         try:
             return run, _claim(client, run, identity)
         except RequestError as error:
             raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
     query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status != 'FINISHED'"
-    for run in search(store, query, newest_first=True):
-        status = run.info.status
+    for run in search_runs(store, query, deleted=False):
+        status = run.status
         if status == "KILLED" or (status == "FAILED" and 0 in _read_record(_home(store.uri, run) / "metrics.jsonl")):
             with suppress(RequestError):
                 return run, _claim(client, run, identity)
     return None, None
 
 
-def _home(uri: str, run: Run) -> Path:
+def _home(uri: str, run: RunInfo) -> Path:
     """Where the run's local record is, in a folder of its own; also when that was moved together with the store."""
-    path, output = database.file_of(uri), run.data.tags["output"]
+    path, output = database.file_of(uri), run.tags["output"]
     if path is not None:
-        output = database.moved_with(output, run.info.artifact_uri, path)
-    return Path(output) / f"run-{run.info.run_id[:8]}"
+        output = database.moved_with(output, run.artifact_uri, path)
+    return Path(output) / f"run-{run.run_id[:8]}"
 
 
-def _claim(client: mlflow.MlflowClient, run: Run, identity: str) -> BaseFileLock:
-    if run.data.tags.get("identity") != identity:
+def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFileLock:
+    if run.tags.get("identity") != identity:
         raise RequestError("it was made by other code, versions, data, threads or device than these")
     home = _home(client.tracking_uri, run)
     if not home.is_dir():
@@ -465,19 +465,19 @@ def _claim(client: mlflow.MlflowClient, run: Run, identity: str) -> BaseFileLock
     lock = FileLock(home / "lock", timeout=0)
     with suppress(Timeout):
         lock.acquire()
-    status = client.get_run(run.info.run_id).info.status  # once the lock is ours nobody else changes it
+    status = client.get_run(run.run_id).info.status  # once the lock is ours nobody else changes it
     if lock.is_locked and status in ("KILLED", "FAILED"):
         return lock
     lock.release()
     raise RequestError(f"it is {status}")
 
 
-def _reopen(client: mlflow.MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+def _reopen(client: mlflow.MlflowClient, run: RunInfo, tags: Mapping[str, str]) -> None:
     """Have a run look alive again, without the model that it may have logged before it died."""
-    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    client.update_run(run.info.run_id, status="RUNNING")
-    mine = f"source_run_id = '{run.info.run_id}'"
-    for model in client.search_logged_models([run.info.experiment_id], filter_string=mine):
+    client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.update_run(run.run_id, status="RUNNING")
+    mine = f"source_run_id = '{run.run_id}'"
+    for model in client.search_logged_models([run.experiment_id], filter_string=mine):
         client.delete_logged_model(model.model_id)
 
 
@@ -485,10 +485,10 @@ def end_dead_runs(store: Store) -> None:
     """Mark as KILLED what looks alive in the experiment although its process, on this host, is gone."""
     client = mlflow.MlflowClient(store.uri)
     with store_errors(store.uri):
-        for run in search(store, "attributes.status = 'RUNNING' and tags.process != ''"):
-            if is_gone(run.data.tags["process"]):
+        for run in search_runs(store, "attributes.status = 'RUNNING' and tags.process != ''", deleted=False):
+            if is_gone(run.tags["process"]):
                 with uninterrupted(store):
-                    client.set_terminated(run.info.run_id, "KILLED")
+                    client.set_terminated(run.run_id, "KILLED")
 
 
 def _read_record(path: Path) -> dict[int, dict[str, Any]]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, Run, ViewType
+from mlflow.entities import Metric
 
 from mnist_exp.provenance import process
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.queries import search
+from mnist_exp.tracking.queries import RunInfo, search_runs
 from mnist_exp.tracking.run_log import context_tags
 from mnist_exp.tracking.store import Store, membership_tag, store_errors, sweep_filter, uninterrupted
 
@@ -31,63 +31,62 @@ def sweep_tags(sweep: str, number: int, color: str) -> dict[str, str]:
     return {"sweep": sweep, membership_tag(sweep): str(number), "mlflow.runColor": color}
 
 
-def job_numbers(run: Run, sweep: str) -> list[int]:
+def job_numbers(run: RunInfo, sweep: str) -> list[int]:
     """The jobs of the sweep whose result the run is: one, or several of the same identity."""
-    return [int(number) for number in run.data.tags[membership_tag(sweep)].split()]
+    return [int(number) for number in run.tags[membership_tag(sweep)].split()]
 
 
-def join_sweep(store: Store, run: Run, sweep: str, number: int) -> None:
+def join_sweep(store: Store, run: RunInfo, sweep: str, number: int) -> None:
     """Make a finished run the result of a sweep's n-th job."""
-    numbers = run.data.tags.get(membership_tag(sweep), "")
+    numbers = run.tags.get(membership_tag(sweep), "")
     with store_errors(store.uri), uninterrupted(store):
-        mlflow.MlflowClient(store.uri).set_tag(run.info.run_id, membership_tag(sweep), f"{numbers} {number}".strip())
+        mlflow.MlflowClient(store.uri).set_tag(run.run_id, membership_tag(sweep), f"{numbers} {number}".strip())
 
 
-def sweep_runs(store: Store, sweep: str) -> list[Run]:
-    """The runs of a sweep, those that it found finished included, oldest first."""
-    with store_errors(store.uri):
-        return search(store, sweep_filter(sweep))
+def sweep_runs(store: Store, sweep: str) -> list[RunInfo]:
+    """The runs of a sweep, oldest first, including those that it found finished."""
+    return search_runs(store, sweep_filter(sweep), deleted=False)[::-1]
 
 
-def _own_run(store: Store, sweep: str) -> Run:
-    """The sweep's own run; also when it was deleted in MLflow's UI, whose runs go on."""
-    found = search(store, f"tags.sweep = '{sweep}' and tags.kind = 'sweep'", view=ViewType.ALL)
+def _own_run(store: Store, sweep: str) -> RunInfo:
+    """The sweep's own run; also when it was deleted in MLflow's UI, because its jobs go on."""
+    found = search_runs(store, f"tags.sweep = '{sweep}' and tags.kind = 'sweep'")
     if not found:
         raise StoreError(f"tracking.uri={store.uri} no longer has the sweep's own run sweep-{sweep}")
-    return found[0]
+    return found[-1]
 
 
 def end_left_runs(store: Store, sweep: str) -> None:
-    """Mark as KILLED what looks alive of a sweep although all of its jobs have ended, on whatever machine."""
+    """Mark as KILLED the runs of a sweep that are still RUNNING, on any machine, after all of its jobs have ended."""
     for run in sweep_runs(store, sweep):
-        if run.info.status == "RUNNING":
+        if run.status == "RUNNING":
             with store_errors(store.uri):
-                mlflow.MlflowClient(store.uri).set_terminated(run.info.run_id, "KILLED")
+                mlflow.MlflowClient(store.uri).set_terminated(run.run_id, "KILLED")
 
 
 def stop_sweep(store: Store, sweep: str) -> None:
     """Have the jobs of a sweep that have not begun yet not begin, in whatever process."""
     with store_errors(store.uri), uninterrupted(store):
-        mlflow.MlflowClient(store.uri).set_tag(_own_run(store, sweep).info.run_id, "stopped", "true")
+        mlflow.MlflowClient(store.uri).set_tag(_own_run(store, sweep).run_id, "stopped", "true")
 
 
 def sweep_stopped(store: Store, sweep: str) -> bool:
     """Whether `stop_sweep` was called."""
     with store_errors(store.uri):
-        return "stopped" in _own_run(store, sweep).data.tags
+        return "stopped" in _own_run(store, sweep).tags
 
 
 def end_sweep(store: Store, sweep: str, status: str) -> None:
     """End the sweep's own run as FINISHED, FAILED or KILLED."""
     with store_errors(store.uri):
-        mlflow.MlflowClient(store.uri).set_terminated(_own_run(store, sweep).info.run_id, status)
+        mlflow.MlflowClient(store.uri).set_terminated(_own_run(store, sweep).run_id, status)
 
 
 def close_sweep(
     store: Store,
     sweep: str,
     status: str,
-    best: Run | None,
+    best: RunInfo | None,
     counts: Mapping[str, int],
     folder: Path,
     note: str,
@@ -104,13 +103,13 @@ def close_sweep(
         note: Markdown that the UI shows as the run's description.
     """
     with store_errors(store.uri):
-        client, own = mlflow.MlflowClient(store.uri), _own_run(store, sweep).info.run_id
+        client, own = mlflow.MlflowClient(store.uri), _own_run(store, sweep).run_id
         client.set_terminated(own, status)  # first: whatever goes wrong below, it no longer looks alive
         scores: dict[str, float] = dict(counts)
         if best is not None:
             names = ("final_val_accuracy", "test_accuracy")
-            scores |= {name: best.data.metrics[name] for name in names if name in best.data.metrics}
-            client.set_tag(own, "best_run", best.info.run_id)
+            scores |= {name: best.metrics[name] for name in names if name in best.metrics}
+            client.set_tag(own, "best_run", best.run_id)
         now = int(time.time() * 1000)
         client.log_batch(own, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
         client.set_tag(own, "mlflow.note.content", note)

@@ -45,7 +45,7 @@ from mnist_exp.provenance.modules import FOLDER, user_code
 from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import Record
 from mnist_exp.sweep import jobs
-from mnist_exp.tracking import TrackedRun
+from mnist_exp.tracking import RunInfo
 from tests.helpers.configs import composed
 
 GROUPS = ("model", "optimizer", "schedule", "data", "augment")
@@ -368,7 +368,7 @@ def told_apart(config, facts=()):
         tags = {FACT_TAGS[name]: str(found[name]) for name in FACT_TAGS} | {"kind": "run"}
         tags["identity.facts"] = json.dumps(found)
         scores = {"final_val_accuracy": 0.9}
-        runs.append(TrackedRun(f"{number:032x}", "x", "FINISHED", False, 0, params(each), scores, tags))
+        runs.append(RunInfo(f"{number:032x}", "x", "FINISHED", False, 0, 0, params(each), scores, tags))
         environment = json.dumps({"facts": found, "config": params(each), "packages": {"keras": "3"}, "python": "3"})
         records.append(Record("run", None, None, {"environment.json": environment.encode()}, tags))
         recorded.append(identity(each, found))

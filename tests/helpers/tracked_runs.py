@@ -1,7 +1,7 @@
 """Runs as a store gives them."""
 
 from mnist_exp.analysis.leaderboard import Choice
-from mnist_exp.tracking import TrackedRun
+from mnist_exp.tracking import RunInfo
 
 TAGS = {"kind": "run", "sweep": "s1", "data.name": "mnist", "data.fingerprint": "f1", "selection": "validation"}
 METRIC = "final_val_accuracy"
@@ -12,12 +12,13 @@ def run(number, seed=0, accuracy=0.9, *, status="FINISHED", deleted=False, tags=
     params = {"name": "mine", "seed": str(seed), "model._target_": "mnist_exp.models.mlp", "trainer.epochs": "3"}
     params |= {key.replace("__", "."): str(value) for key, value in settings.items()}
     scores = {METRIC: accuracy, "test_accuracy": accuracy - 0.01, "val_accuracy": accuracy}
-    return TrackedRun(
+    return RunInfo(
         f"{number:032x}",
         f"mine-s{seed}",
         status,
         deleted,
         1000 - number,
+        None,
         params,
         scores | (metrics or {}),
         {**TAGS, **(tags or {})},

@@ -1,13 +1,12 @@
 """What is said before a sweep's first run."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from mnist_exp import data
 from mnist_exp.config import ConfigError, check
 from mnist_exp.errors import RequestError
 from mnist_exp.sweep import preflight
+from mnist_exp.tracking import RunInfo
 from tests.helpers.configs import composed
 
 MINE = """
@@ -124,10 +123,7 @@ def test_an_optimizer_that_keras_refuses(dataset, monkeypatch):
 
 def run(parameters, fit, epochs, seconds, compiling=0.0):
     metrics = {"parameters": parameters, "fit_seconds": fit, "compile_seconds": compiling}
-    return SimpleNamespace(
-        info=SimpleNamespace(start_time=0, end_time=1000 * seconds),
-        data=SimpleNamespace(metrics=metrics, params={"trainer.epochs": str(epochs)}),
-    )
+    return RunInfo("", "", "FINISHED", False, 0.0, float(seconds), {"trainer.epochs": str(epochs)}, metrics, {})
 
 
 def test_time_is_that_of_earlier_runs_of_the_nearest_size():
@@ -139,7 +135,7 @@ def test_time_is_that_of_earlier_runs_of_the_nearest_size():
 
 def test_plan_adds_up_jobs_and_names_what_is_unknown(dataset, monkeypatch):
     older, edited = run(7850, 4, 10, 6), run(7850, 4, 10, 6)
-    del older.data.metrics["compile_seconds"], edited.data.params["trainer.epochs"]  # says nothing about the time
+    del older.metrics["compile_seconds"], edited.params["trainer.epochs"]  # says nothing about the time
     linear, mlp = (("linear", "Adam", 128, "digits"), ("mlp", "Adam", 128, "digits"))
     found = {linear: [older, edited, run(7850, 4, 10, 6)], mlp: [older]}
     monkeypatch.setattr(preflight, "similar_runs", lambda store, *kind: found.get(kind, []))

@@ -46,9 +46,10 @@ def job(monkeypatch):
         joined = []
         found = [run(**{"identity": identity(config, FACTS)} | tags) for tags in finished]
         for made in found:
-            made.data.tags = {key: text for key, text in made.data.tags.items() if text is not None}
+            for key in [key for key, text in made.tags.items() if text is None]:
+                del made.tags[key]
         monkeypatch.setattr(tracking, "finished_runs", lambda store, digest: found)
-        monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.info.run_id, *where)))
+        monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.run_id, *where)))
         known = reuse.finished_before(config, SimpleNamespace(fingerprint="def"), None, 7)
         return known and known["final_val_accuracy"], joined
 

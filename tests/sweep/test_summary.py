@@ -33,8 +33,8 @@ def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table()
     under_way = summary.Sweep("A", None, [jobs.Job(config, "seed=0")], frozenset(["model"]))
     alone = run()
     for key in ("sweep", "overrides"):
-        alone.data.tags.pop(key, None)
-    alone.data.metrics.clear()
+        alone.tags.pop(key, None)
+    alone.metrics.clear()
     assert summary._row(under_way, 0, alone) == console.Row(
         0, "x-s0", "SKIPPED", "seed=0", None, None, None, "id of x-s0"
     )
@@ -51,11 +51,11 @@ def under_way(tmp_path, with_store):
 def joined(opened, name, number, **metrics):
     """Add a finished run of an earlier command that job `number` takes the result of."""
     client = mlflow.MlflowClient(opened.store.uri)
-    made = client.create_run(opened.store.experiment_id, run_name=name, tags={"kind": "run"})
+    made = client.create_run(opened.store.experiment_id, run_name=name, tags={"kind": "run"}).info.run_id
     for key, value in metrics.items():
-        client.log_metric(made.info.run_id, key, value)
-    client.set_terminated(made.info.run_id, "FINISHED")
-    tracking.join_sweep(opened.store, made, opened.id, number)
+        client.log_metric(made, key, value)
+    client.set_terminated(made, "FINISHED")
+    tracking.join_sweep(opened.store, tracking.find_run(opened.store.uri, made), opened.id, number)
 
 
 @pytest.mark.parametrize("metrics", [{"final_val_accuracy": 0.9, "test_accuracy": 0.8}, {}], ids=["whole", "bare"])

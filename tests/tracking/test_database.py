@@ -39,9 +39,9 @@ tracking.open_store(None, "x")
 READS = """
 from mnist_exp import tracking
 for uri in ("sqlite:///mlflow.db", "sqlite:///other.db"):
-    run = tracking.find_run(uri, "r").info.run_id
+    run = tracking.find_run(uri, "r").run_id
     store = tracking.find_store(uri, "mnist_exp")
-    print(len(tracking.tracked_runs(store)), tracking.read_files(uri, run, ["config.yaml"]), end=" ")
+    print(len(tracking.search_runs(store)), tracking.read_files(uri, run, ["config.yaml"]), end=" ")
     print(tracking.curve(store.uri, run, "loss"))
 """
 TAGS = {"identity": "1", "kind": "run"}
@@ -211,7 +211,7 @@ def test_a_uri_with_options_names_one_file_and_is_found_again(given, name, folde
     before = {path.name for path in folder.iterdir()}
     store = tracking.open_store(given, "mnist_exp")
     run = a_run(store, folder)
-    assert tracking.find_run(given, run[:6]).info.run_id == run
+    assert tracking.find_run(given, run[:6]).run_id == run
     assert tracking.find_store(given, "mnist_exp").experiment_id == store.experiment_id
     assert ("timeout=60" in store.uri) == ("timeout=60" in given)
     new = {path.name for path in folder.iterdir()} - before
@@ -242,7 +242,7 @@ def moved(folder, monkeypatch):
 
 
 def test_a_store_that_was_moved_is_read(moved):
-    done = tracking.find_run(None, "done").info.run_id
+    done = tracking.find_run(None, "done").run_id
     assert tracking.read_files(None, done, ["config.yaml"]) == {"config.yaml": b"name: done\n"}
     assert tracking.download(None, done, "metrics.jsonl", moved).is_file()
     assert tracking.artifact_names(tracking.existing(None), done) == ["config.yaml", "metrics.jsonl"]
@@ -252,7 +252,7 @@ def test_what_is_written_into_a_store_that_was_moved_goes_beside_it(moved, folde
     store = tracking.open_store(None, "mnist_exp")
     assert f"{moved / 'mlflow.db'} was moved here" in capfd.readouterr().err
     new = a_run(store, moved, "new")
-    cut = tracking.find_run(None, "cut").info.run_id
+    cut = tracking.find_run(None, "cut").run_id
     with tracking.tracked_run(store, "", {}, TAGS, moved / "elsewhere", resume=cut) as log:
         assert (log.run_id, log.epochs) == (cut, 1)
         log.metrics(2, {"loss": 0.25})
@@ -269,7 +269,7 @@ def test_relocating_has_the_database_name_no_place_outside(moved, folder, monkey
     with closing(sqlite3.connect("mlflow.db")) as connection:
         assert f"{folder}/" not in "\n".join(connection.iterdump())
     store = tracking.open_store(None, "mnist_exp")
-    cut = tracking.find_run(None, "cut").info.run_id
+    cut = tracking.find_run(None, "cut").run_id
     with tracking.tracked_run(store, "", {}, TAGS, moved / "elsewhere", resume=cut) as log:
         assert log.epochs == 1
     assert capsys.readouterr().err == ""
@@ -311,7 +311,7 @@ def test_of_a_deleted_run_it_is_said_how_to_restore_it(folder):
         with pytest.raises(tracking.StoreError, match=f"deleted; `mlflow runs restore --run-id {run}` restores it"):
             tracking.find_run(None, wanted)
     again = a_run(store, folder)
-    assert tracking.find_run(None, "r").info.run_id == again
+    assert tracking.find_run(None, "r").run_id == again
     client.delete_experiment(store.experiment_id)
     with pytest.raises(tracking.StoreError, match="`mlflow experiments restore --experiment-id 1` restores it"):
         tracking.find_run(None, again)
@@ -347,7 +347,7 @@ PUBLIC = {
 def test_what_the_store_refuses_is_told_in_one_line(name, folder, monkeypatch):
     """Every function that asks the store, whatever is added later."""
     store = tracking.open_store(None, "mnist_exp")
-    run = mlflow.MlflowClient(store.uri).get_run(a_run(store, folder))
+    run = tracking.find_run(None, a_run(store, folder))
 
     def refuse(*_, **__):
         raise MlflowException("database is locked\nand more")

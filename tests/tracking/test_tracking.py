@@ -68,7 +68,7 @@ def test_a_continued_run_keeps_its_params_and_drops_a_torn_row(store, tmp_path):
     again = _killed(store, tmp_path / "elsewhere", others, resume=True)
     assert again.run_id == log.run_id
     run = tracking.find_run(store.uri, log.run_id)
-    assert (run.info.status, run.data.params) == ("KILLED", {**PARAMS, "trainer.later": "1"})
+    assert (run.status, run.params) == ("KILLED", {**PARAMS, "trainer.later": "1"})
     assert [json.loads(line)["step"] for line in log.record.read_text().splitlines()] == [1, 2]
 
 
@@ -141,7 +141,7 @@ def test_ctrl_c_does_not_cut_through_a_transaction(store, tmp_path):
         event.remove(Engine, "commit", commit)
     assert happened[:2] == ["interrupted", "committed"]
     run = tracking.find_run(store.uri, "r")
-    assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 0.5})
+    assert (run.status, run.metrics) == ("KILLED", {"loss": 0.5})
 
 
 def _run(store, resume=False):
@@ -153,12 +153,10 @@ def _stored(store):
     run = tracking.find_run(store.uri, "r")
     client = mlflow.MlflowClient(store.uri)
     rows = [
-        (name, point.step, point.value)
-        for name in run.data.metrics
-        for point in client.get_metric_history(run.info.run_id, name)
+        (name, point.step, point.value) for name in run.metrics for point in client.get_metric_history(run.run_id, name)
     ]
-    files = {path.name for path in Path("mlruns").glob(f"*/{run.info.run_id}/artifacts/*")}
-    return run.info.status, sorted(rows), files
+    files = {path.name for path in Path("mlruns").glob(f"*/{run.run_id}/artifacts/*")}
+    return run.status, sorted(rows), files
 
 
 def _fail(*_, **__):
@@ -191,8 +189,8 @@ def test_training_does_not_wait_for_the_store(store, monkeypatch):
         {"config.yaml", "metrics.jsonl"},
     )
     run = tracking.find_run(store.uri, "r")
-    assert run.data.tags["execution"] == "keras"
-    assert [found.dataset.name for found in run.inputs.dataset_inputs] == ["digits"]
+    assert run.tags["execution"] == "keras"
+    assert [found.dataset.name for found in client(store.uri).get_run(run.run_id).inputs.dataset_inputs] == ["digits"]
 
 
 def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch):
