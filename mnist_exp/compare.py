@@ -5,51 +5,41 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from mnist_exp import console, tracking
+from mnist_exp import commands, console, tracking
 from mnist_exp.analysis import export, inspect, leaderboard, predictions, render, report
 from mnist_exp.analysis.leaderboard import Choice, Row
-from mnist_exp.errors import EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError
+from mnist_exp.errors import RequestError
 from mnist_exp.tracking import Store
 
 EXPERIMENT = "mnist_exp"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the other commands do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message}; see python -m mnist_exp.compare --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0, 2 when the request makes no sense, 130 after Ctrl-C."""
-    try:
+    """The command; returns 0, 2 for invalid arguments, 1 if it failed, 130 after Ctrl-C."""
+
+    def command() -> int:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        console.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
-    except BrokenPipeError:  # whoever reads has read enough; Python would complain again when it closes the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except RequestError as error:
-        console.complain(str(error))
-        return EXIT_SENSELESS
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
+        try:
+            console.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
+        except BrokenPipeError:  # the reader has closed the pipe; Python would complain again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+    return commands.run(command, failed="the comparison failed")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m mnist_exp.compare",
+    parser = commands.Parser(
+        "compare",
+        (commands.store_option(),),
         description="Compares tracked runs over their seeds. Nothing chosen means the newest sweep. "
         "`show RUN` shows one run, `diff RUN RUN` the differences of two, named by their names or how their ids begin.",
     )
     parser.add_argument("command", nargs="*", metavar="show RUN | diff RUN RUN")
-    parser.add_argument(
-        "--uri", help="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
-    )
+    parser.add_argument("--uri", dest="tracking_uri", help=argparse.SUPPRESS)  # its name before all commands had one
     parser.add_argument("--experiment", help=f"all of its runs; default: the newest sweep of {EXPERIMENT}")
     parser.add_argument("--sweep", metavar="ID", help="runs of this sweep")
     parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="runs with this tag")
@@ -74,14 +64,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _inspect(options: argparse.Namespace) -> str:
-    uri = tracking.existing(options.uri)
+    uri = tracking.existing(options.tracking_uri)
     named = [tracking.find_run(uri, wanted) for wanted in options.command[1:]]
     document = list(inspect.show(uri, *named) if len(named) == 1 else inspect.diff(uri, *named))
     return render.as_text(document) if options.format == "text" else render.as_markdown(document)
 
 
 def _compare(options: argparse.Namespace) -> str:
-    store = tracking.find_store(options.uri, options.experiment or EXPERIMENT)
+    store = tracking.find_store(options.tracking_uri, options.experiment or EXPERIMENT)
     everything = options.experiment is not None or options.filter is not None
     choice = Choice(options.sweep, dict(text.split("=", 1) for text in options.tag), options.run, everything)
     matching = None

@@ -1,26 +1,24 @@
-"""`python -m mnist_exp.relocate`: after a project folder was moved, have its store say where its artifacts are now."""
+"""`python -m mnist_exp.relocate`: after a project folder was moved, correct the artifact locations in its store."""
 
-import argparse
 import sys
 
-from mnist_exp import console
-from mnist_exp.errors import EXIT_SENSELESS, RequestError
+from mnist_exp import commands
 
 
-def main() -> None:
-    """The command; exits with 0, or 2 when there is no such store."""
-    parser = argparse.ArgumentParser("python -m mnist_exp.relocate", description=__doc__.partition(": ")[2])
-    parser.add_argument("--tracking-uri", help="the store; default: MLFLOW_TRACKING_URI, else ./mlflow.db")
+def _relocate() -> int:
+    parser = commands.Parser("relocate", (commands.store_option(),), description=__doc__.partition(": ")[2])
     uri = parser.parse_args().tracking_uri
-    from mnist_exp import tracking  # a second, not for --help
+    from mnist_exp import tracking  # takes a second, so not for --help
 
-    try:
-        path, count = tracking.relocate(uri)
-    except RequestError as error:
-        console.complain(str(error))
-        sys.exit(EXIT_SENSELESS)
-    print(f"{path}: {count} runs said that their artifacts are elsewhere; they are in {path.parent / 'mlruns'}")
+    path, count = tracking.relocate(uri)
+    print(f"{path}: corrected the artifact locations of {count} runs; they are in {path.parent / 'mlruns'}")
+    return 0
+
+
+def main() -> int:
+    """The command; returns 0, or 2 if there is no such store."""
+    return commands.run(_relocate, failed="the store was not corrected")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,79 +4,68 @@ Exit codes: 0 identical, or (without --strict) equal within tolerance; 1 differe
 tried; 130 Ctrl-C and 143 SIGTERM.
 """
 
-import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from mnist_exp import console
-from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
-from mnist_exp.reproduction.record import from_store, write_capsule
-from mnist_exp.reproduction.replay import reproduce
-from mnist_exp.sweep.startup import import_tensorflow
-from mnist_exp.training.checkpoint import digest
+from mnist_exp import commands, console
+from mnist_exp.errors import EXIT_FAILED, RequestError
+from mnist_exp.reproduction import replay, verdict
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message}; {self.prog} --help says what there is")
+ARCHIVE = ("archive", "capsule")  # two names of one command: earlier versions had the second
+RUN = "run id, the beginning of one, or run name"
 
 
-def _arguments(given: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser("python -m mnist_exp.reproduce", description=__doc__.partition("\n\n")[0].partition(": ")[2])
-    parser.epilog = "To pack a run into one file: python -m mnist_exp.reproduce capsule RUN out.zip"
-    parser.add_argument("run", help="run id, the beginning of one, run name, a downloaded config.yaml, or a capsule")
-    parser.add_argument("--tracking-uri", help="where runs are; default: MLFLOW_TRACKING_URI, else ./mlflow.db")
+def _reproduce(given: Sequence[str]) -> int:
+    parser = commands.Parser(
+        "reproduce",
+        (commands.store_option(),),
+        description=commands.COMMANDS["reproduce"].capitalize() + ".",
+        epilog="To pack a run into one file: python -m mnist_exp.reproduce archive RUN out.zip",
+    )
+    parser.add_argument("run", help=f"{RUN}, a downloaded config.yaml, or an archive (.zip)")
     parser.add_argument("--epochs", type=int, metavar="N", help="check the first N epochs only")
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless the result is identical")
     parser.add_argument("--dry-run", action="store_true", help="say what differs between then and now, train nothing")
     parser.add_argument("--checkout", type=Path, metavar="DIR", help="restore the run's code into DIR, train nothing")
-    parser.add_argument("--trust", action="store_true", help="let the config call what is not this package's or Keras'")
-    return parser.parse_args(given)
+    parser.add_argument("--trust", action="store_true", help="let the config call any code, not just ours and Keras'")
+    arguments = parser.parse_args(given)
+    then, own = replay.find(arguments.run, arguments.tracking_uri)
+    trusted = arguments.trust or own
+    if arguments.checkout is not None:
+        replay.restore_code(then, arguments.checkout)
+    elif arguments.dry_run:
+        replay.dry_run(then, trusted=trusted)
+    else:
+        report = replay.train_again(then, arguments.epochs, arguments.tracking_uri, trusted=trusted)
+        console.say("\n".join(report.lines()))
+        accepted = {verdict.IDENTICAL} if arguments.strict else {verdict.IDENTICAL, verdict.EQUAL}
+        return 0 if report.verdict in accepted else EXIT_FAILED
+    return 0
 
 
-def _capsule(given: Sequence[str]) -> int:
-    """Pack a run into one file."""
-    parser = _Parser("python -m mnist_exp.reproduce capsule", description="Pack a run into one zip.")
-    parser.add_argument("run", help="run id, the beginning of one, or run name")
+def _archive(given: Sequence[str]) -> int:
+    parser = commands.Parser("reproduce", (commands.store_option(),), description="Pack a run into one zip.")
+    parser.prog += " archive"
+    parser.add_argument("run", help=RUN)
     parser.add_argument("out", type=Path, help="the zip to write")
-    parser.add_argument("--tracking-uri", help="where runs are; default: MLFLOW_TRACKING_URI, else ./mlflow.db")
     arguments = parser.parse_args(given)
     if arguments.out.suffix != ".zip":
-        raise RequestError(f"a capsule's name must end in .zip, got {arguments.out}")
-    record = from_store(arguments.run, arguments.tracking_uri)
-    from mnist_exp import tracking
-
-    import_tensorflow()
-    from mnist_exp.models import saved_weights
-
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = tracking.download(arguments.tracking_uri, str(record.run_id), "saved_model", Path(scratch))
-        weights = saved_weights(folder)
-    write_capsule(record, weights, arguments.out)
-    epochs = [step for step, row in record.rows().items() if row.get("weights") == digest(weights)]
-    said = f"those after epoch {epochs[0]}" if epochs else "those of no epoch: averaged at the end"
-    console.say(f"{arguments.out}: {record.source}, {len(weights)} weights ({said})")
+        raise RequestError(f"an archive's name must end in .zip, got {arguments.out}")
+    console.say(replay.pack(arguments.run, arguments.tracking_uri, arguments.out))
     return 0
 
 
 def main() -> None:
     """The command."""
-    given, code = sys.argv[1:], EXIT_SENSELESS
-    try:
+    given = sys.argv[1:]
+
+    def command() -> int:
         with console.interruptible():
-            code = _capsule(given[1:]) if given[:1] == ["capsule"] else reproduce(_arguments(given))
-    except RequestError as error:
-        console.complain(str(error))
-    except (RunError, OSError) as error:
-        console.complain(f"the reproduction failed: {error}")
-        code = EXIT_FAILED
-    except KeyboardInterrupt:
-        console.complain("interrupted; a reproduction that was under way is recorded as KILLED")
-        code = EXIT_INTERRUPTED
-    sys.exit(code)
+            return _archive(given[1:]) if given[:1] and given[0] in ARCHIVE else _reproduce(given)
+
+    interrupted = "interrupted; a reproduction that was under way is recorded as KILLED"
+    sys.exit(commands.run(command, failed="the reproduction failed", interrupted=interrupted))
 
 
 if __name__ == "__main__":

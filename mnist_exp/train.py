@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mnist_exp import console
+from mnist_exp import commands, console
 from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_name
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, first_line
 from mnist_exp.reproduction.record import resumed
@@ -128,8 +128,11 @@ def _arguments(given: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """The command; exits with 0, 1 (a run failed), 2 (the request makes no sense), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """The command; exits with 0, 1 (a run failed), 2 (invalid arguments), 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
+    if "--version" in sys.argv[1:]:  # else Hydra prints its own
+        print(commands.version())
+        return
     try:
         sys.argv[1:] = _arguments(sys.argv[1:])
         with console.interruptible():

@@ -22,9 +22,9 @@ LEVELS = (
     {"data"},
     {"config", "training", "tracking", "figures"},
     {"experiment"},
-    {"sweep", "analysis"},
+    {"sweep", "analysis", "commands"},
     {"reproduction"},  # begins a run as a job of a sweep does
-    {"train", "compare", "reproduce", "relocate"},
+    {"train", "compare", "reproduce", "relocate", "__main__"},
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
 # Where each library may be imported: a folder or file at the top of the package, or one file in a folder.
@@ -114,7 +114,19 @@ def test_every_place_that_a_run_computes_with_is_part_of_its_identity():
 
 
 SLOW = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "optuna"}
-QUICK = {"config", "console", "data", "errors", "provenance", "redact", "reproduce", "reproduction", "sweep", "train"}
+QUICK = {
+    "commands",
+    "config",
+    "console",
+    "data",
+    "errors",
+    "provenance",
+    "redact",
+    "reproduce",
+    "reproduction",
+    "sweep",
+    "train",
+}
 # Imported by the worker processes, or once TensorFlow is.
 NOT_QUICK = {"sweep/preflight", "sweep/preloaded"}
 

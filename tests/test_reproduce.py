@@ -13,7 +13,7 @@ import pytest
 
 from mnist_exp import data, provenance
 from mnist_exp.config import CONF_DIR, PACKAGE
-from mnist_exp.reproduction.record import Record, write_capsule
+from mnist_exp.reproduction.record import Record, write_archive
 from tests.helpers.commands import SHORT, Case, commands, environment
 from tests.helpers.logged_configs import DIGITS, GOOD, model, node
 
@@ -42,8 +42,9 @@ REFUSED = {
     "gap/config.yaml": "metrics.jsonl lacks the losses of epoch 1",
     "huge/config.yaml": "metrics.jsonl lacks the losses of epoch 3",
     "full/config.yaml --checkout out": "the run's commit is unknown",
-    "capsule nobody out.txt": "a capsule's name must end in .zip, got out.txt",
-    "capsule nobody out.zip": "there is no run 'nobody'",
+    "archive nobody out.txt": "an archive's name must end in .zip, got out.txt",
+    "archive nobody out.zip": "there is no run 'nobody'",
+    "archive": "the following arguments are required: run, out",
     "capsule": "the following arguments are required: run, out",
 }
 
@@ -163,7 +164,7 @@ def own(tmp_path_factory, with_store):
         "fake": recorded({"code/fake.py": same["code/same.py"]}, "fake.build", process=here),
     }
     for name, record in packed.items():
-        write_capsule(record, [], folder / f"{name}.zip")
+        write_archive(record, [], folder / f"{name}.zip")
         cases |= {
             f"{name}.zip": [f"{name}.zip", "--dry-run"],
             f"{name} trusted": [f"{name}.zip", "--dry-run", "--trust"],
@@ -196,7 +197,7 @@ def test_what_another_machine_recorded_or_came_as_a_file_needs_trust(own, case):
     assert "--trust" in said.err
 
 
-def test_a_capsule_brings_the_modules_that_its_config_calls(own):
+def test_an_archive_brings_the_modules_that_its_config_calls(own):
     for case in ("whole trusted", "copy"):
         assert own[1][case].code == 0, own[1][case].err
         assert own[1][case].out.startswith(f"{USES}helper, proj.model\n")
@@ -204,7 +205,7 @@ def test_a_capsule_brings_the_modules_that_its_config_calls(own):
     assert "must name a function or class that exists" in own[1]["lost trusted"].err
 
 
-def test_a_capsule_hides_nothing_of_python_s(own):
+def test_an_archive_hides_nothing_of_python_s(own):
     assert own[1]["hiding trusted"].code == own[1]["hiding checkout"].code == 2
     assert "the recorded module code/json/tool.py would hide json" in own[1]["hiding trusted"].err
     assert "the recorded module code/json/tool.py would hide json" in own[1]["hiding checkout"].err
@@ -281,7 +282,7 @@ def test_a_model_of_one_s_own_is_reproduced_after_it_was_edited_and_on_another_m
     options = ["data=digits", "trainer.epochs=1", "name=own", *target, "~model.batch_norm"]
     code, _, err = python(folder, TRAIN, *options)
     assert code == 0, err
-    code, out, err = python(folder, REPRODUCE, "capsule", "own-s0", str(elsewhere / "run.zip"))
+    code, out, err = python(folder, REPRODUCE, "archive", "own-s0", str(elsewhere / "run.zip"))
     assert code == 0, err
     (folder / "own_helper.py").write_text("UNITS = 4\n")
     for place, given in ((folder, ["own-s0"]), (elsewhere, ["run.zip", "--trust"])):

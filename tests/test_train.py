@@ -84,7 +84,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def afterwards(sweep, tmp_path_factory, with_store):
-    """Runs of the sweep again, from config.yaml, its name and a capsule, then a user's own model, in one process."""
+    """Runs of the sweep again, from config.yaml, its name and an archive, then a user's own model, in one process."""
     again, own = with_store(tmp_path_factory.mktemp("again")), with_store(tmp_path_factory.mktemp("own"))
     (own / "conf" / "model").mkdir(parents=True)
     (own / "mine.py").write_text(MINE)
@@ -95,7 +95,7 @@ def afterwards(sweep, tmp_path_factory, with_store):
     dying = with_store(tmp_path_factory.mktemp("dying"))
     long = ["experiment=smoke", "model=linear", "trainer.epochs=60", "trainer.checkpoint=true"]
     folders = {"again": again, "own": own, "only": sweep.folder, "wider": sweep.folder, "killed": dying}
-    folders |= {"continued": dying, "reproduce": sweep.folder, "capsule": sweep.folder, "from_capsule": again}
+    folders |= {"continued": dying, "reproduce": sweep.folder, "archive": sweep.folder, "from_archive": again}
     same_result = [
         f"trainer.threads={provenance.cores()}",
         "trainer.profile=true",
@@ -103,8 +103,8 @@ def afterwards(sweep, tmp_path_factory, with_store):
     ]
     arguments = {"again": config, "own": tiny, "only": [*wider, "sweep.preflight=only"], "wider": wider}
     arguments |= {"killed": long, "continued": [*long, *same_result, "name=other"], "reproduce": ["mlp-s1", "--strict"]}
-    arguments["capsule"] = ["capsule", sweep.runs["mlp-s1"].info.run_id[:8], str(again / "run.zip")]
-    arguments["from_capsule"] = ["run.zip", "--strict", "--epochs", "1"]
+    arguments["archive"] = ["capsule", sweep.runs["mlp-s1"].info.run_id[:8], str(again / "run.zip")]
+    arguments["from_archive"] = ["run.zip", "--strict", "--epochs", "1"]
     folders |= {"own_swept": own, "continued_swept": dying}
     arguments |= {"own_swept": ["-m", *tiny, "seed=0"], "continued_swept": ["-m", *long, "seed=0"]}
     folders["warm"] = sweep.folder
@@ -112,7 +112,7 @@ def afterwards(sweep, tmp_path_factory, with_store):
     arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id[:12]}"]
     cases = {name: Case(arguments[name], str(folder)) for name, folder in folders.items()}
     cases["killed"] = cases["killed"]._replace(signal=("epoch 3/", signal.SIGINT))
-    for name in ("reproduce", "capsule", "from_capsule"):
+    for name in ("reproduce", "archive", "from_archive"):
         cases[name] = cases[name]._replace(module="reproduce")
     said = commands(again, cases)
     assert said["killed"].code == 130, said["killed"].err
@@ -233,16 +233,16 @@ def test_a_run_of_a_sweep_is_reproduced_from_its_name(sweep, afterwards):
     assert now.to_dictionary() == original.to_dictionary()
 
 
-def test_a_capsule_is_reproduced_where_there_is_no_store(sweep, afterwards):
-    assert afterwards["capsule"].said.out.endswith("4 weights (those after epoch 2)\n")
-    said = afterwards["from_capsule"].said
+def test_an_archive_is_reproduced_where_there_is_no_store(sweep, afterwards):
+    assert afterwards["archive"].said.out.endswith("4 weights (those after epoch 2)\n")
+    said = afterwards["from_archive"].said
     assert (said.code, said.out.splitlines()[-1]) == (0, "identical: 1 epoch compared")
-    (run,) = afterwards["from_capsule"].of_kind("reproduction")
+    (run,) = afterwards["from_archive"].of_kind("reproduction")
     assert run.data.tags["reproduces"] == sweep.runs["mlp-s1"].info.run_id
     history = afterwards["again"].client.get_metric_history(run.info.run_id, "train_loss")
     assert [metric.step for metric in history] == [1]
-    with zipfile.ZipFile(afterwards["again"].folder / "run.zip") as capsule:
-        assert np.load(io.BytesIO(capsule.read("weights.npz")))["0"].shape == (784, 128)
+    with zipfile.ZipFile(afterwards["again"].folder / "run.zip") as archive:
+        assert np.load(io.BytesIO(archive.read("weights.npz")))["0"].shape == (784, 128)
 
 
 def test_a_run_begins_with_the_weights_of_another(sweep, afterwards):

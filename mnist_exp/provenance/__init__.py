@@ -52,8 +52,8 @@ PACKAGES = (
 NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
 # Folders and files of the package that cannot: any other counts, also one that a user puts there.
 NOT_COMPUTING = {
-    *("__init__.py", "analysis", "compare.py", "console.py", "errors.py", "figures", "provenance", "redact.py"),
-    *("relocate.py", "reproduce.py", "reproduction", "sweep", "tracking", "train.py"),
+    *("__init__.py", "__main__.py", "analysis", "commands.py", "compare.py", "console.py", "errors.py", "figures"),
+    *("provenance", "redact.py", "relocate.py", "reproduce.py", "reproduction", "sweep", "tracking", "train.py"),
 }
 
 # Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).

@@ -108,11 +108,11 @@ def _limit(name: str, files: Mapping[str, bytes]) -> int:
     return min(MAX_FILE, MAX_ALL - sum(len(content) for name, content in files.items() if name not in FILES))
 
 
-def from_capsule(path: Path) -> Record:
+def from_archive(path: Path) -> Record:
     """The record in a capsule; its weights stay where they are.
 
     Raises:
-        RecordError: it is no capsule, or a damaged one.
+        RecordError: it is not an archive of a run, or a damaged one.
     """
     try:
         _check_directory(path)
@@ -122,7 +122,7 @@ def from_capsule(path: Path) -> Record:
             if strange or len(set(names)) < len(names) or "config.yaml" not in names:
                 listed = ", ".join(map(repr, sorted(names)))[:200]
                 allowed = ", ".join((*FILES, f"{FOLDER}/*.py"))
-                raise RecordError(f"{path}: is no capsule: it may hold {allowed}, it holds {listed}")
+                raise RecordError(f"{path}: is not an archive of a run: it may hold {allowed}, it holds {listed}")
             files: dict[str, bytes] = {}
             for name in set(names) - {"weights.npz"}:
                 with archive.open(name) as stream:
@@ -132,7 +132,9 @@ def from_capsule(path: Path) -> Record:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zipfile raises half a dozen types on damaged bytes
-        raise RecordError(f"{path}: is no capsule, or a damaged one: {' '.join(str(error).split())}") from error
+        raise RecordError(
+            f"{path}: is not an archive of a run, or a damaged one: {' '.join(str(error).split())}"
+        ) from error
     return _record(str(path), files)
 
 
@@ -159,7 +161,7 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
     return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 
-def write_capsule(record: Record, weights: Sequence[np.ndarray], path: Path) -> None:
+def write_archive(record: Record, weights: Sequence[np.ndarray], path: Path) -> None:
     """Write one zip, the same bytes for the same record.
 
     Args:
@@ -231,9 +233,9 @@ def _check_directory(path: Path) -> None:
         stream.seek(-min(path.stat().st_size, end + 20), 2)
         tail = stream.read()
     if len(tail) < end or not tail[-end:].startswith(b"PK\5\6") or tail.startswith(b"PK\6\7"):
-        raise RecordError(f"{path}: is no capsule, or a truncated one")
+        raise RecordError(f"{path}: is not an archive of a run, or a truncated one")
     if struct.unpack_from("<I", tail[-end:], 12)[0] > _DIRECTORY:
-        raise RecordError(f"{path}: is no capsule: it lists too many files")
+        raise RecordError(f"{path}: is not an archive of a run: it lists too many files")
 
 
 def _bounded(stream: Any, limit: int, where: str) -> bytes:

@@ -1,13 +1,11 @@
-"""Trains a run again from its record and compares, says what differs between then and now, or restores the code."""
+"""Trains a run again from its record and compares; or says what differs, restores the code, packs the run."""
 
 import difflib
-import io
 import json
 import os
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,71 +15,44 @@ from mnist_exp import console, provenance
 from mnist_exp.config import MAX_THREADS, PACKAGE, Config, params, targets
 from mnist_exp.config.untrusted import read_config
 from mnist_exp.data import Dataset
-from mnist_exp.errors import EXIT_FAILED, RequestError, RunError, first_line
+from mnist_exp.errors import RequestError, RunError, first_line
 from mnist_exp.provenance import modules
 from mnist_exp.reproduction import verdict
-from mnist_exp.reproduction.record import Record, RecordError, from_capsule, from_folder, from_store
+from mnist_exp.reproduction.record import Record, RecordError, from_archive, from_folder, from_store, write_archive
 from mnist_exp.sweep.jobs import load, warn_unrecorded
 from mnist_exp.sweep.startup import import_tensorflow
+from mnist_exp.training.checkpoint import digest
 
 SHOWN_LINES, SHOWN_LETTERS = 200, 200  # of a difference in code
 MAX_SOURCE = 2**17  # letters of a file that are compared: difflib takes minutes for a stranger's large file
 
 
-def reproduce(arguments: Namespace) -> int:
-    """Find the run, and restore its code, or say what differs, or train it again; returns the exit code.
+def find(run: str, uri: str | None) -> tuple[Record, bool]:
+    """Find a run's record by run id, name, path of a config.yaml, or path of an archive.
+
+    Returns:
+        The record, and whether this machine recorded the run in a store of the user's own.
 
     Raises:
-        RequestError: it cannot be tried.
-        RunError: the training failed.
+        RequestError: there is no such run or file, or it is damaged.
     """
-    then, own = _find(arguments.run, arguments.tracking_uri)
-    if arguments.checkout is not None:
-        _restore(then, arguments.checkout)
-        return 0
-    with _recorded_modules(then) if arguments.trust or own else nullcontext():
-        return _again(then, arguments, trusted=arguments.trust or own)
-
-
-def _commit(record: Record) -> str:
-    code = record.environment().get("code")
-    return record.tags.get("code.commit") or str(code.get("commit") if isinstance(code, dict) else "unknown")
-
-
-def _again(then: Record, arguments: Namespace, *, trusted: bool) -> int:
-    """Say what differs, or train again; returns the exit code."""
-    config = read_config(then.files["config.yaml"], trusted=trusted)
-    until = None if arguments.dry_run else _epochs(then, arguments.epochs)
-    _as_then(config, then)
-    if until is None:
-        _dry_run(config, then)
-        return 0
-    dataset = _load(config)
-    factors, _ = verdict.compare_factors(then, _here(config, dataset.fingerprint))
-    console.say(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
-    for line in verdict.factor_lines(factors):
-        console.say(line)
-    report = _train(config, dataset, then, until, arguments.tracking_uri)
-    console.say("\n".join(report.lines()))
-    accepted = {verdict.IDENTICAL} if arguments.strict else {verdict.IDENTICAL, verdict.EQUAL}
-    return 0 if report.verdict in accepted else EXIT_FAILED
-
-
-def _find(run: str, uri: str | None) -> tuple[Record, bool]:
-    """The record, and whether it is of a run that this machine recorded in the user's own store."""
     path = Path(run)
     if path.suffix in (".yaml", ".yml"):
         return from_folder(path), False
     if path.suffix == ".zip":
-        return from_capsule(path), False
-    from mnist_exp import tracking
+        return from_archive(path), False
+    from mnist_exp import tracking  # takes a second, so not for a mistyped option
 
     found = from_store(run, uri)
     return found, tracking.is_own(uri, found.tags)
 
 
-def _restore(then: Record, target: Path) -> None:
-    """Write the code of a run, the user's own modules with it, into a new folder."""
+def restore_code(then: Record, target: Path) -> None:
+    """Write the code of a run, the user's own modules included, into a new folder.
+
+    Raises:
+        RequestError: the folder exists, or the code was not recorded well enough to restore it.
+    """
     found, commit, diff = then.modules(), _commit(then), then.files.get("code.diff", b"")
     modules.check(found)
     if found and commit == "unknown":
@@ -98,6 +69,80 @@ def _restore(then: Record, target: Path) -> None:
         console.say(f"restored the user's own modules: {', '.join(map(str, map(modules.module_name, found)))}")
 
 
+def dry_run(then: Record, *, trusted: bool) -> None:
+    """Print what differs between then and now, as far as that is known without TensorFlow."""
+    with _config(then, trusted=trusted) as config:
+        try:
+            fingerprint = _load(config).fingerprint
+        except RequestError as error:
+            console.say(f"the data cannot be compared: {error}")
+            fingerprint = None
+        factors, unrecorded = verdict.compare_factors(then, _here(config, fingerprint))
+    console.say(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
+    changes = _code_changes(then) if any(factor.name.startswith(verdict.SOURCE) for factor in factors) else ()
+    for line in (*verdict.factor_lines(factors, unrecorded), *changes):
+        console.say(line)
+
+
+def train_again(then: Record, epochs: int | None, uri: str | None, *, trusted: bool) -> verdict.Report:
+    """Train a run again, as a run with the tag kind=reproduction, and compare it with the original.
+
+    Args:
+        then: the record of the original.
+        epochs: how many to train and compare; None for all that were recorded.
+        uri: the tracking store.
+        trusted: whether the config may call code that is neither this package's nor Keras'.
+
+    Raises:
+        RequestError: it cannot be tried.
+        RunError: the training failed.
+    """
+    with _config(then, trusted=trusted) as config:
+        until = _epochs_to_compare(then, epochs)
+        dataset = _load(config)
+        factors, _ = verdict.compare_factors(then, _here(config, dataset.fingerprint))
+        console.say(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
+        for line in verdict.factor_lines(factors):
+            console.say(line)
+        return _train(config, dataset, then, until, uri)
+
+
+def pack(run: str, uri: str | None, out: Path) -> str:
+    """Pack the record and the weights of a run in a store into one zip; returns a line that describes it.
+
+    Raises:
+        RequestError: there is no such run, it has no model, or `out` cannot be written.
+    """
+    record = from_store(run, uri)
+    from mnist_exp import tracking
+
+    import_tensorflow()
+    from mnist_exp.models import saved_weights
+
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = saved_weights(tracking.download(uri, str(record.run_id), "saved_model", Path(scratch)))
+    write_archive(record, weights, out)
+    epochs = [step for step, row in record.rows().items() if row.get("weights") == digest(weights)]
+    which = f"those after epoch {epochs[0]}" if epochs else "those of no epoch: averaged at the end"
+    return f"{out}: {record.source}, {len(weights)} weights ({which})"
+
+
+@contextmanager
+def _config(then: Record, *, trusted: bool) -> Iterator[Config]:
+    """The run's config, set to compute as the run did; while it is in use, imports find the recorded modules."""
+    with _recorded_modules(then) if trusted else nullcontext():
+        config, recorded = read_config(then.files["config.yaml"], trusted=trusted), verdict.known(then)
+        threads = recorded["threads"] or ""
+        # The bits depend on the threads that TensorFlow is given, not on the cores they run on.
+        if config.trainer.threads is None and threads.isdecimal() and 1 <= int(threads[:5]) <= MAX_THREADS:
+            config.trainer.threads = int(threads)
+        if recorded["device"] == "cpu" and config.trainer.devices == "auto":
+            config.trainer.devices = "cpu"
+        config.trainer.profile = config.trainer.checkpoint = False
+        config.name = f"reproduction of {config.name}"
+        yield config
+
+
 @contextmanager
 def _recorded_modules(then: Record) -> Iterator[None]:
     """Make Python import the user's modules that the run recorded, instead of those on this machine."""
@@ -112,7 +157,7 @@ def _recorded_modules(then: Record) -> Iterator[None]:
         sys.path.insert(0, scratch)
         try:
             if hidden := modules.changed(found):
-                raise RequestError(f"{', '.join(hidden)}: the recorded module is hidden by one of this machine's")
+                raise RequestError(f"{', '.join(hidden)}: a module of this machine hides the recorded one")
             console.say(
                 f"uses the modules that the run recorded; here these differ or are missing: {', '.join(changed)}"
             )
@@ -121,8 +166,12 @@ def _recorded_modules(then: Record) -> Iterator[None]:
             sys.path.remove(scratch)
 
 
-def _epochs(then: Record, wanted: int | None) -> int:
-    """How many epochs to compare."""
+def _commit(record: Record) -> str:
+    code = record.environment().get("code")
+    return record.tags.get("code.commit") or str(code.get("commit") if isinstance(code, dict) else "unknown")
+
+
+def _epochs_to_compare(then: Record, wanted: int | None) -> int:
     rows = then.rows()
     recorded = max(rows, default=0)
     if recorded == 0:
@@ -139,21 +188,8 @@ def _epochs(then: Record, wanted: int | None) -> int:
     return wanted or recorded
 
 
-def _as_then(config: Config, then: Record) -> None:
-    """Compute with the threads and the kind of device that the run computed with."""
-    known = verdict.known(then)
-    threads = known["threads"] or ""
-    # Bits depend on the threads that TensorFlow is given, not on the cores they run on.
-    if config.trainer.threads is None and threads.isdecimal() and 1 <= int(threads[:5]) <= MAX_THREADS:
-        config.trainer.threads = int(threads)
-    if known["device"] == "cpu" and config.trainer.devices == "auto":
-        config.trainer.devices = "cpu"
-    config.trainer.profile = config.trainer.checkpoint = False
-    config.name = f"reproduction of {config.name}"
-
-
 def _load(config: Config) -> Dataset:
-    """The config's data; where its path is gone, wherever such data are on this machine: the fingerprint will tell."""
+    """The config's data. If its path is gone, data of that name on this machine: the fingerprint shows a difference."""
     path = config.data.get("path")
     if path is not None and not Path(path).expanduser().exists():
         named = Path(os.environ.get("MNIST_EXP_DATA") or ".")
@@ -164,24 +200,8 @@ def _load(config: Config) -> Dataset:
     return load(config)
 
 
-def _dry_run(config: Config, then: Record) -> None:
-    """Print what differs between then and now, as far as it is known before TensorFlow is asked."""
-    try:
-        fingerprint = _load(config).fingerprint
-    except RequestError as error:
-        console.say(f"the data cannot be compared: {error}")
-        fingerprint = None
-    factors, unrecorded = verdict.compare_factors(then, _here(config, fingerprint))
-    console.say(f"{then.source}: {'this differs here' if factors else 'nothing that can be compared differs here'}")
-    for line in verdict.factor_lines(factors, unrecorded):
-        console.say(line)
-    if any(factor.name.startswith(verdict.SOURCE) for factor in factors):
-        for line in _code_changes(then):
-            console.say(line)
-
-
 def _here(config: Config, fingerprint: str | None) -> Record:
-    """What would be recorded of a run here and now, without TensorFlow's part."""
+    """The record that a run would have here and now, without the entries that need TensorFlow."""
     own = modules.user_code(targets(config))
     facts = {"data": fingerprint, "threads": config.trainer.threads or provenance.cores()}
     environment = provenance.environment(own.packages) | {
@@ -194,7 +214,7 @@ def _here(config: Config, fingerprint: str | None) -> Record:
 
 
 def _code_changes(then: Record) -> Iterator[str]:
-    """The package's code from then to now, as lines of a diff; of a code that cannot be restored, why."""
+    """The package's code from then to now as lines of a diff, or the reason why it cannot be restored."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             old = provenance.restore(PACKAGE, _commit(then), then.files.get("code.diff", b""), Path(scratch, "then"))
@@ -202,27 +222,30 @@ def _code_changes(then: Record) -> Iterator[str]:
             yield f"  its code cannot be shown: {error}"
             return
         names = {path.relative_to(folder) for folder in (old, PACKAGE) for path in folder.rglob("*.py")}
-        lines = [line for name in sorted(names) for line in _diff(old / name, PACKAGE / name, str(name))]
+        lines = [
+            line[:SHOWN_LETTERS]
+            for name in sorted(names)
+            for line in difflib.unified_diff(
+                _lines(old / name), _lines(PACKAGE / name), f"then/{name}", f"now/{name}", lineterm=""
+            )
+        ]
     yield from lines[:SHOWN_LINES]
     if len(lines) > SHOWN_LINES:
         yield f"... and {len(lines) - SHOWN_LINES} lines more; --checkout restores the run's code"
 
 
-def _diff(old: Path, new: Path, name: str) -> list[str]:
-    texts = []
-    for path in (old, new):
-        with path.open(encoding="utf-8", errors="replace") if path.is_file() else io.StringIO() as stream:
-            texts.append(stream.read(MAX_SOURCE).splitlines())
-    then, now = texts
-    lines = difflib.unified_diff(then, now, f"then/{name}", f"now/{name}", lineterm="")
-    return [line[:SHOWN_LETTERS] for line in lines]
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(MAX_SOURCE).splitlines()
 
 
 def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str | None) -> verdict.Report:
     from mnist_exp import tracking
 
     if config.init_from is not None:
-        # It is needed, and missing in the store of whoever has a capsule.
+        # Fails here if the store lacks that run, as that of someone who was sent an archive may.
         config.init_from = tracking.find_finished(uri, config.init_from)
     store = tracking.open_store(uri, config.tracking.experiment)
     warn_unrecorded([config])
@@ -236,9 +259,9 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
     reports: list[verdict.Report] = []
     try:
-        run_experiment(config, dataset, store, output, tags, [], _witness(then, until, store.uri, reports))
+        run_experiment(config, dataset, store, output, tags, [], _comparing(then, until, store.uri, reports))
     except RunError:
-        if not reports:  # else it failed as the original did, and was compared
+        if not reports:  # else the original failed, too, and the two are compared
             raise
     except (RequestError, OSError):
         raise
@@ -247,17 +270,20 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     return reports[0]
 
 
-def _witness(
+def _comparing(
     then: Record, until: int, uri: str, reports: list[verdict.Report]
 ) -> Callable[[Any], AbstractContextManager[Any]]:
-    """Compares a run with its original while it is made; the report goes to its artifacts and to `reports`."""
+    """Makes an epoch callback that prints the first difference and ends the training after epoch `until`.
+
+    When the training is over, the report goes into the run's artifacts and to `reports`.
+    """
     rows = then.rows()
 
     @contextmanager
-    def witness(log: Any) -> Iterator[Callable[[int, dict[str, float], str], bool]]:
+    def comparing(log: Any) -> Iterator[Callable[[int, dict[str, float], str], bool]]:
         same = True
 
-        def watch(epoch: int, values: dict[str, float], weights: str) -> bool:
+        def on_epoch(epoch: int, values: dict[str, float], weights: str) -> bool:
             nonlocal same
             compared = verdict.compare(epoch, rows.get(epoch, {}), {**values, "weights": weights})
             if same and not compared.identical:
@@ -266,14 +292,14 @@ def _witness(
             return epoch >= until
 
         try:
-            yield watch
+            yield on_epoch
         except RunError:
-            if 0 not in rows:  # nor did the original end well
+            if 0 not in rows:  # the original did not end well either
                 reports.append(_conclude(then, until, uri, log))
             raise
         reports.append(_conclude(then, until, uri, log))
 
-    return witness
+    return comparing
 
 
 def _conclude(then: Record, until: int, uri: str, log: Any) -> verdict.Report:
@@ -282,10 +308,10 @@ def _conclude(then: Record, until: int, uri: str, log: Any) -> verdict.Report:
 
     log.flush()
     found = from_store(log.run_id, uri)
-    files = {**found.files, "metrics.jsonl": log.record.read_bytes()}  # sent when the run is closed
+    files = {**found.files, "metrics.jsonl": log.record.read_bytes()}  # the store gets it when the run is closed
     report = verdict.judge(then, found._replace(files=files), until)
-    told = {"reproduces": then.run_id or then.source, **report.to_json()}
-    (log.folder / "reproduction.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    content = {"reproduces": then.run_id or then.source, **report.to_json()}
+    (log.folder / "reproduction.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     title = f"{report.verdict}: {log.run_id[:8]} of {(then.run_id or then.source)[:8]}"
     plots.differences(report.distances(), title=title).savefig(log.folder / "reproduction.png")
     log.tags({"verdict": report.verdict})

@@ -1,4 +1,4 @@
-"""A run's record from strangers: capsules and files that are damaged, too large, or something else."""
+"""A run's record from strangers: archives and files that are damaged, too large, or something else."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from mnist_exp.reproduction.record import FILES, Record, RecordError, from_capsule, from_folder, write_capsule
+from mnist_exp.reproduction.record import FILES, Record, RecordError, from_archive, from_folder, write_archive
 from mnist_exp.training.checkpoint import digest
 
 WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(3, np.float32)]
@@ -23,14 +23,14 @@ RECORD = Record("run f00", "f00", "mlp-s0", KEPT, {"threads": "2"})
 
 
 @pytest.fixture
-def capsule(tmp_path):
+def packed(tmp_path):
     path = tmp_path / "run.zip"
-    write_capsule(RECORD, WEIGHTS, path)
+    write_archive(RECORD, WEIGHTS, path)
     return path
 
 
-def test_a_capsule_gives_back_what_was_put_into_it(capsule):
-    found = from_capsule(capsule)
+def test_an_archive_gives_back_what_was_put_into_it(packed):
+    found = from_archive(packed)
     assert {name: found.files[name] for name in KEPT} == KEPT
     assert found[1:3] == ("f00", "mlp-s0")
     assert found.tags == RECORD.tags
@@ -39,20 +39,20 @@ def test_a_capsule_gives_back_what_was_put_into_it(capsule):
     assert np.isnan(found.rows()[0]["test_loss"])
 
 
-def test_weights_are_plain_arrays_in_order(capsule):
-    with zipfile.ZipFile(capsule) as archive, np.load(io.BytesIO(archive.read("weights.npz"))) as arrays:
+def test_weights_are_plain_arrays_in_order(packed):
+    with zipfile.ZipFile(packed) as members, np.load(io.BytesIO(members.read("weights.npz"))) as arrays:
         assert arrays.files == ["0", "1"]
         assert digest([arrays[name] for name in arrays.files]) == digest(WEIGHTS)
         np.testing.assert_array_equal(arrays["0"], WEIGHTS[0])
 
 
-def test_the_same_record_gives_the_same_bytes_and_overwrites_nothing(capsule, tmp_path):
-    write_capsule(RECORD, WEIGHTS, tmp_path / "again.zip")
-    assert (tmp_path / "again.zip").read_bytes() == capsule.read_bytes()
+def test_the_same_record_gives_the_same_bytes_and_overwrites_nothing(packed, tmp_path):
+    write_archive(RECORD, WEIGHTS, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
     with pytest.raises(RecordError, match="cannot be written: File exists"):
-        write_capsule(RECORD, WEIGHTS, capsule)
+        write_archive(RECORD, WEIGHTS, packed)
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
-        write_capsule(RECORD, [np.array([{}])], tmp_path / "pickle.zip")
+        write_archive(RECORD, [np.array([{}])], tmp_path / "pickle.zip")
 
 
 def zipped(members):
@@ -64,7 +64,7 @@ def zipped(members):
 
 
 def claiming(size):
-    """A capsule whose list of files says that config.yaml is small, while it holds `size` zeros."""
+    """An archive whose list of files says that config.yaml is small, while it holds `size` zeros."""
     content = bytearray(zipped([("config.yaml", b"\0" * size)]))
     entry = content.rindex(b"PK\1\2")
     content[entry + 24 : entry + 28] = struct.pack("<I", 10)
@@ -72,11 +72,11 @@ def claiming(size):
 
 
 GOOD = ("config.yaml", b"seed: 0\n")
-NO_CAPSULE = {
-    "no zip": (b"hello", "is no capsule"),
-    "empty": (b"", "is no capsule"),
-    "a pickle": (b"\x80\x04K\x01.", "is no capsule"),
-    "no config": (zipped([("metrics.jsonl", b"")]), "is no capsule: it may hold"),
+NO_ARCHIVE = {
+    "no zip": (b"hello", "is not an archive of a run"),
+    "empty": (b"", "is not an archive of a run"),
+    "a pickle": (b"\x80\x04K\x01.", "is not an archive of a run"),
+    "no config": (zipped([("metrics.jsonl", b"")]), "is not an archive of a run: it may hold"),
     "parent": (zipped([GOOD, ("../evil.py", b"x")]), "'../evil.py'"),
     "absolute": (zipped([GOOD, ("/etc/passwd", b"x")]), "'/etc/passwd'"),
     "backslash": (zipped([GOOD, ("..\\evil.py", b"x")]), "evil.py"),
@@ -96,13 +96,13 @@ NO_CAPSULE = {
 }
 
 
-@pytest.mark.parametrize("case", NO_CAPSULE)
-def test_what_is_no_capsule_is_refused_in_a_line(case, tmp_path):
-    content, said = NO_CAPSULE[case]
+@pytest.mark.parametrize("case", NO_ARCHIVE)
+def test_what_is_no_archive_is_refused_in_a_line(case, tmp_path):
+    content, said = NO_ARCHIVE[case]
     path = tmp_path / "run.zip"
     path.write_bytes(content)
     with pytest.raises(RecordError) as refused:
-        from_capsule(path)
+        from_archive(path)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == [path]
@@ -111,24 +111,24 @@ def test_what_is_no_capsule_is_refused_in_a_line(case, tmp_path):
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_a_file_twice_is_refused(tmp_path):
     (tmp_path / "run.zip").write_bytes(zipped([GOOD, GOOD]))
-    with pytest.raises(RecordError, match="is no capsule"):
-        from_capsule(tmp_path / "run.zip")
+    with pytest.raises(RecordError, match="is not an archive of a run"):
+        from_archive(tmp_path / "run.zip")
 
 
-def test_a_damaged_capsule_is_refused(capsule):
-    whole = capsule.read_bytes()
-    with zipfile.ZipFile(capsule) as archive:
-        start = archive.getinfo("config.yaml").header_offset + 30 + len("config.yaml")
+def test_a_damaged_archive_is_refused(packed):
+    whole = packed.read_bytes()
+    with zipfile.ZipFile(packed) as members:
+        start = members.getinfo("config.yaml").header_offset + 30 + len("config.yaml")
     for content in (
         whole[:-30],
         whole[: len(whole) // 2],
         whole[:start] + bytes([whole[start] ^ 255]) + whole[start + 1 :],
     ):
-        capsule.write_bytes(content)
+        packed.write_bytes(content)
         with pytest.raises(RecordError):
-            from_capsule(capsule)
+            from_archive(packed)
     with pytest.raises(RecordError, match="cannot be read: No such file"):
-        from_capsule(capsule.with_name("nowhere.zip"))
+        from_archive(packed.with_name("nowhere.zip"))
 
 
 def test_what_lies_beside_a_config_is_its_record(tmp_path):

@@ -265,7 +265,9 @@ def test_what_is_written_into_a_store_that_was_moved_goes_beside_it(moved, folde
 def test_relocating_has_the_database_name_no_place_outside(moved, folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["relocate"])
     relocate.main()
-    assert capsys.readouterr().out.startswith(f"{moved / 'mlflow.db'}: 2 runs said that their artifacts are elsewhere")
+    assert capsys.readouterr().out.startswith(
+        f"{moved / 'mlflow.db'}: corrected the artifact locations of 2 runs; they are in "
+    )
     with closing(sqlite3.connect("mlflow.db")) as connection:
         assert f"{folder}/" not in "\n".join(connection.iterdump())
     store = tracking.open_store(None, "mnist_exp")
