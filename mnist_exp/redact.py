@@ -1,43 +1,53 @@
-"""Keeps secrets out of everything that is stored or printed: passwords, tokens and the user part of addresses."""
+"""Keeps secrets out of everything that is stored or printed: passwords, tokens and the user part of addresses.
+
+Every pattern takes time linear in the text. A name is matched from its first character only, because a match tried at
+each dot or hyphen of one long word took minutes.
+"""
 
 import re
 from pathlib import Path
 
+_START = r"(?<![\w.-])"
 _KEY = r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|api_?key|(?:access|private|secret)_?key"
 _KEY += r"|(?:access|api|auth|bearer|private|refresh|secret)[_-]?token)"
-_REFERENCE = r"(?!null\b|none\b|\?\?\?|\$\{|REDACTED)"  # what stands for a value is no secret
+_REFERENCE = r"(?!null\b|none\b|\?\?\?|\$\{|REDACTED)"  # stands for a value: is no secret itself
+_UP_TO_AT = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
+# scheme://user:password@host. A password may hold "@" and "/": everything up to the last "@" is removed.
+_USER = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)(?:[^\s/:@'\"]*:[^\s'\"]*@|[^\s/'\"]*@)", re.IGNORECASE)
 _PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
-        # scheme://user:password@host. A password may hold "@" and "/", so all up to the last "@" goes.
-        # The bound on the scheme keeps the time linear: a file of one long word would take minutes.
-        (r"([a-z][a-z0-9+.-]{0,30}://)(?:[^\s/:@'\"]*:[^\s'\"]*@|[^\s/'\"]*@)", r"\1"),
         (rf"([?&;](?:{_KEY}|token|sig|[\w-]*signature)=)[^&;\s#'\"]+", r"\1REDACTED"),
         (r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",]+", r"\1REDACTED"),
         (r"(\bbearer\s+)[\w.~+/=-]{8,}", r"\1REDACTED"),
-        # "key": "value", key=value, key: value
-        (rf"(\b{_KEY}['\"]?\s*[:=]\s*(['\"])){_REFERENCE}[^'\"\n]+\2", r"\1REDACTED\2"),
-        (rf"(\b{_KEY}\s*[:=] *){_REFERENCE}[^\s,'\"(){{}}\[\]]+(?=[\s,]|$)", r"\1REDACTED"),
+        # "key": "value"
+        (rf"({_START}{_KEY}['\"]?\s*[:=]\s*(['\"])){_REFERENCE}[^'\"\n]+\2", r"\1REDACTED\2"),
     )
 )
-# In source code only a text is a secret: `api_key = read_key()` is none.
+# key=value and key: value. A value that ends at a bracket or quote is an expression; it is matched to be passed over.
+_ASSIGNED = re.compile(rf"({_START}{_KEY}\s*[:=] *){_REFERENCE}[^\s,'\"(){{}}\[\]]+((?=[\s,]|$))?", re.IGNORECASE)
+# In source code only a literal is a secret: `api_key = read_key()` is none.
 _IN_SOURCE = re.compile(
-    rf"{_PATTERNS[0][0].pattern}|\b{_KEY}['\"]?\s*[:=]\s*['\"]{_REFERENCE}[^'\"\n]+['\"]"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY",
-    re.IGNORECASE,
+    rf"{_START}{_KEY}['\"]?\s*[:=]\s*['\"]{_REFERENCE}[^'\"\n]+['\"]|-----BEGIN [A-Z ]*PRIVATE KEY", re.IGNORECASE
 )
 _PRIVATE = (".pem", ".key", ".p12", ".pfx", ".kdbx")
 
 
-def redact(text: str) -> str:
-    """The text with each secret that it shows removed.
+def _without_users(text: str) -> str:
+    """Remove the user information of addresses (RFC 3986, section 3.2.1)."""
+    return _UP_TO_AT.sub(lambda found: _USER.sub(r"\1", found[0]), text)
 
-    An address loses its user information (RFC 3986, section 3.2.1). The value of a query parameter, of a header or of
-    a setting whose name says that it is secret becomes `REDACTED`.
+
+def redact(text: str) -> str:
+    """Remove each secret from a text.
+
+    An address loses its user information. The value of a query parameter, a header or a setting whose name says that
+    it is secret becomes `REDACTED`.
     """
+    text = _without_users(text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
-    return text
+    return _ASSIGNED.sub(lambda found: found[0] if found[2] is None else f"{found[1]}REDACTED", text)
 
 
 def redact_file(path: Path) -> None:
@@ -49,10 +59,12 @@ def redact_file(path: Path) -> None:
 
 def shows_secret(name: str, text: str) -> bool:
     """Whether source code or a config, given by its file's name and its text, shows a secret."""
-    return _IN_SOURCE.search(text) is not None or (not name.endswith(".py") and redact(text) != text)
+    if _IN_SOURCE.search(text) is not None or _without_users(text) != text:
+        return True
+    return not name.endswith(".py") and redact(text) != text
 
 
 def is_private(path: str) -> bool:
-    """Whether a file of this name is private by custom: hidden, such as `.env` and `.netrc`, or a key."""
+    """Whether a file is private by its name: hidden, such as `.env` and `.netrc`, or a key."""
     name = path.rpartition("/")[2]
     return name.startswith((".", "id_rsa", "id_ed25519")) or name.endswith(_PRIVATE)

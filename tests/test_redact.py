@@ -57,6 +57,23 @@ def test_what_is_no_secret_stays(text):
     assert redact(text) == text
 
 
+@pytest.mark.parametrize("tail", ["", "(", "@", "'"], ids=["end", "bracket", "at", "quote"])
+@pytest.mark.parametrize("unit", ["a.", "a-", "a", "password", "password.", "password=", "a://a:", "a@", "bearer "])
+def test_time_is_linear_in_the_length_of_a_text(unit, tail):
+    """100,000 characters of one unit, each of which a pattern could begin at."""
+    text = unit * (100_000 // len(unit)) + tail
+    began = time.process_time()
+    redact(text)
+    shows_secret("a.py", text)
+    assert time.process_time() - began < 1
+
+
+def test_a_secret_after_an_expression_of_the_same_word_is_removed():
+    assert redact(f"a.password=b.secret=f(x) c.d.password={SECRET}, e") == (
+        "a.password=b.secret=f(x) c.d.password=REDACTED, e"
+    )
+
+
 def test_redacted_json_and_yaml_can_be_read():
     tree = {"uri": f"http://a:{SECRET}@b", "api_key": SECRET, "n": [1]}
     clean = {"uri": "http://b", "api_key": "REDACTED", "n": [1]}
