@@ -12,8 +12,10 @@ import yaml
 from mnist_exp.config import CONF_DIR, PACKAGE
 from tests.helpers.pages import DOCS, PAGES, ROOT, anchors, prose, shell_commands
 
-ORDER = ("model", "loss", "optimizer", "schedule", "data", "augment", "callbacks", "scores", "trainer", "tracking")
-ORDER += ("experiment", "sweep", "debug", "hydra/sweeper", "hydra/launcher")
+ORDER = (
+    *("model", "loss", "optimizer", "schedule", "data", "augment", "callbacks", "scores", "trainer", "tracking"),
+    *("experiment", "sweep", "debug", "hydra/sweeper", "hydra/launcher"),
+)
 OPTIONS_HEAD = """\
 # Options
 
@@ -43,9 +45,9 @@ def group_options(group):
         lines.append(f"- `{group}={path.stem}`: {text[0].removeprefix('# ')}")
         if group in ("experiment", "sweep"):  # they set keys of other groups
             continue
-        for key in filter(None, (re.fullmatch(r"(\w+): +(\S.*?) +# (.*)", line) for line in text[1:])):
-            if key[1] != "_target_":
-                keys.setdefault((key[1], key[3]), {})[path.stem] = key[2]
+        for found in filter(None, (re.fullmatch(r"(\w+): +(\S.*?) +# (.*)", line) for line in text[1:])):
+            if found[1] != "_target_":
+                keys.setdefault((found[1], found[3]), {})[path.stem] = found[2]
     if keys:
         lines += ["", "| key | of | default | meaning |", "|---|---|---|---|"]
     for (key, meaning), defaults in keys.items():

@@ -54,8 +54,8 @@ def test_code_versions_and_hardware_are_settings():
     (table,) = tables(run(0, tags={"identity.facts": facts}), run(1, 1, tags={"identity.facts": other}))
     assert table.varying == ["versions.tensorflow"]
     assert table.shared["source"] == "0123456789ab"
-    facts = [json.dumps({"processor": f"Some maker's processor {model}"}) for model in "ab"]
-    (table,) = tables(*(run(n, n, tags={"identity.facts": text}) for n, text in enumerate(facts)))
+    two = [json.dumps({"processor": f"Some maker's processor {model}"}) for model in "ab"]
+    (table,) = tables(*(run(n, n, tags={"identity.facts": text}) for n, text in enumerate(two)))
     assert table.varying == ["processor"]
     (table,) = tables(run(0, tags={"device": "cpu"}), run(1, 1, tags={"device": "gpu"}))
     assert table.varying == ["device"]

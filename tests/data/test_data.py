@@ -67,13 +67,13 @@ def write_idx(folder: Path, content: Arrays, *, dot: bool = False, gz: bool = Fa
 
 def write_npz(path: Path, content: Arrays) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **content)  # type: ignore[arg-type]
+    np.savez_compressed(path, **content)
     return path
 
 
 def npz_bytes(content: Arrays) -> bytes:
     stream = io.BytesIO()
-    np.savez_compressed(stream, **content)  # type: ignore[arg-type]
+    np.savez_compressed(stream, **content)
     return stream.getvalue()
 
 
@@ -129,7 +129,7 @@ def test_validation_on_the_test_set_keeps_all_training_images() -> None:
 
 def test_fingerprint_follows_the_split_and_nothing_else() -> None:
     variants = [{}, {"split_seed": 1}, {"validation": 0.3}, {"validation": "test"}]
-    prints = [data.digits(**variant).fingerprint for variant in variants]  # type: ignore[arg-type]
+    prints = [data.digits(**variant).fingerprint for variant in variants]
     assert len(set(prints)) == len(variants)
     assert data.digits(validation=287).fingerprint == prints[0]  # the same images, said as a count
     assert data.digits(validation="test", split_seed=1).fingerprint == prints[3]  # where the seed plays no part
@@ -152,7 +152,7 @@ def test_validation_out_of_range(validation: object) -> None:
     assert str(error.value) == f"{message}{validation!r}"
     for source in (data.digits, data.mnist, lambda **kwargs: data.file(path="none", **kwargs)):
         with pytest.raises(DataError, match=r"^data\.validation must be"):
-            source(validation=validation)  # type: ignore[operator]
+            source(validation=validation)
 
 
 @pytest.mark.parametrize("validation", [1, 5000, 0.5, "test"])
@@ -170,7 +170,7 @@ def test_validation_must_leave_images_on_both_sides(validation: float, count: st
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "a", None], ids=repr)
 def test_split_seed_out_of_range(seed: object) -> None:
     with pytest.raises(DataError, match=r"^data\.split_seed must be an integer of at least 0, got"):
-        data.digits(split_seed=seed)  # type: ignore[arg-type]
+        data.digits(split_seed=seed)
 
 
 @pytest.mark.parametrize("container", ["npz", "folder with npz", "idx", "idx dot", "idx gz"])

@@ -196,8 +196,8 @@ def test_samples_are_one_image_that_holds_all_of_them(count, columns, channels):
     figure = plots.samples(pixels, np.arange(count))
     png(figure)
     assert texts(figure) == [str(i) for i in range(count)]
-    (canvas,) = figure.axes[0].images
-    canvas = canvas.get_array()
+    (image,) = figure.axes[0].images
+    canvas = np.asarray(image.get_array())
     rows = math.ceil(count / columns)
     height, width = canvas.shape[0] // rows, canvas.shape[1] // columns
     # A tile ends with a margin of one pixel on the right and at the bottom (28 // 16).
@@ -270,9 +270,11 @@ def test_sweep_has_a_row_a_configuration_best_mean_first():
     scores = {"a": [0.90, 0.94], "b": [0.93], "c": [0.95, 0.97, 0.96]}
     (axes,) = plots.sweep(scores).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "b", "a"]
-    dots = [sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    dots = [sorted(np.asarray(line.get_xdata())) for line in axes.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx([95, 96, 97]), pytest.approx([93]), pytest.approx([90, 94])]
-    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == pytest.approx([96, 92])
+    assert [np.asarray(line.get_xdata())[0] for line in axes.lines if line.get_marker() == "|"] == pytest.approx(
+        [96, 92]
+    )
 
 
 @pytest.mark.parametrize(

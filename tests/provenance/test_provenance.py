@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -436,7 +437,7 @@ def test_versions_and_requirements_name_what_is_installed(monkeypatch):
 
 
 def test_hardware_is_this_machine():
-    found = provenance.hardware()
+    found: dict[str, Any] = provenance.hardware()
     assert found["pid"] == os.getpid()
     assert 1 <= found["cores"] <= os.cpu_count()
     assert found["memory"] > 2**28

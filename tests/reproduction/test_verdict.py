@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -10,9 +11,15 @@ from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import Record
 from mnist_exp.reproduction.verdict import DIFFERENT, EQUAL, IDENTICAL, compare, compare_factors, judge
 
-EPOCH = {"weights": "a" * 64, "train_loss": 0.5, "val_loss": 0.25, "train_accuracy": 0.9, "val_accuracy": 0.95}
-END = {"test_loss": 0.3, "test_accuracy": 0.94, "parameters": 100.0, "fit_seconds": 3.0}
-ENVIRONMENT = {
+EPOCH: dict[str, float | str] = {
+    "weights": "a" * 64,
+    "train_loss": 0.5,
+    "val_loss": 0.25,
+    "train_accuracy": 0.9,
+    "val_accuracy": 0.95,
+}
+END: dict[str, float | str] = {"test_loss": 0.3, "test_accuracy": 0.94, "parameters": 100.0, "fit_seconds": 3.0}
+ENVIRONMENT: dict[str, Any] = {
     "python": "3.11.7",
     "packages": {"keras": "3.15.1", "numpy": "2.4.6"},
     "hardware": {"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2, "pid": 1},
@@ -95,7 +102,7 @@ def test_the_first_difference_says_where_and_how_much():
 def changed(path, value):
     environment, tags = copy.deepcopy(ENVIRONMENT), dict(TAGS)
     *folders, key = path
-    place = tags if folders == ["tags"] else environment
+    place: dict[str, Any] = tags if folders == ["tags"] else environment
     for folder in [] if place is tags else folders:
         place = place[folder]
     place[key] = value

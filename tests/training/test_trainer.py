@@ -544,4 +544,5 @@ def test_two_devices_end_with_the_weights_of_one(one_and_two_devices, run, layer
             assert np.abs(a[name] - b[name]).max() <= 1e-6 * np.abs(a[name]).max(), name
     images = small().test.images[:8]
     saved = [tf.saved_model.load(folder / layers) for folder in (one, two)]
-    np.testing.assert_allclose(*(model.serve(images) for model in saved), rtol=1e-4, atol=1e-5)
+    expected, found = (model.serve(images) for model in saved)
+    np.testing.assert_allclose(expected, found, rtol=1e-4, atol=1e-5)
