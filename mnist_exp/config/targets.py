@@ -65,7 +65,16 @@ def signature(target: Any) -> Signature:
 def _definition(target: str) -> tuple[ast.FunctionDef, bool] | None:
     """The function, or the class's `__init__`, in the module's source; and whether it is the latter."""
     module, _, name = target.rpartition(".")
-    known = is_ours({"_target_": target})
+    ours = target.startswith(f"{PACKAGE.name}.")
+    node = definitions(module).get(name) if ours else _searched(module, name)
+    known = ours or target.startswith("keras.")
+    if node is None and known:
+        raise LookupError(f"must name a function or class that exists, got {target!r}")
+    return _called(node, known) if node is not None else None
+
+
+def _searched(module: str, name: str) -> ast.FunctionDef | ast.ClassDef | None:
+    """The function or class of this name in the source of a module of Keras or of the user."""
     for path in _sources(module):
         source = path.read_text(encoding="utf-8")
         if not re.search(rf"^(def|class) {name}\b", source, re.MULTILINE):
@@ -76,10 +85,27 @@ def _definition(target: str) -> tuple[ast.FunctionDef, bool] | None:
             raise LookupError(f"must name a function or class, but {path} is not Python: {error}") from error
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-                return _called(node, known)
-    if known:
-        raise LookupError(f"must name a function or class that exists, got {target!r}")
+                return node
     return None
+
+
+@functools.cache
+def definitions(module: str) -> dict[str, ast.FunctionDef | ast.ClassDef]:
+    """The functions and classes of a module of this package, by name, read from source.
+
+    Names that a folder's `__init__.py` imports from a file of that folder count as the folder's own, so that
+    `mnist_exp.models.mlp` is found although `mnist_exp/models/dense.py` defines it.
+    """
+    place = PACKAGE.joinpath(*module.split(".")[1:])
+    path = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    found: dict[str, ast.FunctionDef | ast.ClassDef] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if path is not None else ():
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(f"{module}."):
+            inner = definitions(node.module)
+            found |= {alias.asname or alias.name: inner[alias.name] for alias in node.names if alias.name in inner}
+    return found
 
 
 def _called(node: ast.FunctionDef | ast.ClassDef, known: bool) -> tuple[ast.FunctionDef, bool] | None:

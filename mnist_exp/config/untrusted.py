@@ -20,7 +20,6 @@ from mnist_exp.config import (
     CONF_DIR,
     FACTS,
     LOGGED_DEFAULTS,
-    PACKAGE,
     Config,
     ConfigError,
     SweepConfig,
@@ -28,6 +27,7 @@ from mnist_exp.config import (
     explain,
     flatten,
 )
+from mnist_exp.config.targets import definitions
 
 MAX_BYTES = 2**16
 MAX_DEPTH = 6  # a logged config nests three deep
@@ -158,8 +158,7 @@ def builders(group: str) -> list[str]:
     Read from source, for importing it would import TensorFlow.
     """
     module = _PACKAGE.get(group)
-    own = next((path for path in (PACKAGE / f"{module}.py", PACKAGE / f"{module}/__init__.py") if path.is_file()), None)
-    found = [f"mnist_exp.{module}.{name}" for name in _functions(own, FACTS[group])] if own is not None else []
+    found = [f"mnist_exp.{module}.{name}" for name in _functions(module, FACTS[group])] if module is not None else []
     spec = importlib.util.find_spec("keras") if group in _KERAS else None
     if spec is not None and spec.origin is not None:
         public = Path(spec.origin).parent.joinpath(*_KERAS[group].split("."), "__init__.py")
@@ -167,13 +166,13 @@ def builders(group: str) -> list[str]:
     return found
 
 
-def _functions(path: Path, facts: tuple[str, ...]) -> Iterator[str]:
+def _functions(module: str, facts: tuple[str, ...]) -> Iterator[str]:
     """Public functions that take what `run` gives to a builder; one of data gets nothing, and returns a Dataset."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+    for name, node in definitions(f"mnist_exp.{module}").items():
+        if isinstance(node, ast.FunctionDef) and not name.startswith("_"):
             first = tuple(a.arg for a in node.args.args)
             if first == facts and (facts or (node.returns is not None and ast.unparse(node.returns) == "Dataset")):
-                yield node.name
+                yield name
 
 
 def _classes(path: Path) -> list[str]:
