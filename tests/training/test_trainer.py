@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mnist_exp import models, schedules
 from mnist_exp.errors import RequestError
+from mnist_exp.models import layers
 from mnist_exp.training import device_loop, devices, trainer
 from mnist_exp.training.trainer import Execution
 from tests.helpers.digits import small
@@ -180,8 +181,8 @@ def relu(x):
 @pytest.mark.parametrize("layer", [lambda: Own(), lambda: keras.layers.Activation(relu)], ids=["layer", "function"])
 def test_parts_of_a_users_own_are_compiled_anew(layer):
     def build():
-        images, pixels = models._pixels((28, 28, 1))
-        return models._classifier(images, layer()(keras.layers.Flatten()(pixels)), 10)
+        images, pixels = layers.scaled_input((28, 28, 1))
+        return layers.classifier(images, layer()(keras.layers.Flatten()(pixels)), 10)
 
     before = twins()
     first, second = (train(RESIDENT, build, OPTIMIZERS["sgd"], epochs=1) for _ in range(2))
