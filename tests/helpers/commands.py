@@ -34,14 +34,14 @@ for name, case in json.load(sys.stdin).items():
     if case["signal"]:
         threading.Thread(target=send_when, args=(err, *case["signal"]), daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a command leaves it ignored
-    faulthandler.dump_traceback_later(90, exit=True)
+    faulthandler.dump_traceback_later(case["seconds"], exit=True)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     began = time.perf_counter()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         if case["full"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
         try:
-            command.main()
+            code = command.main() or 0
         except SystemExit as end:
             code = end.code
         except BaseException as error:
@@ -72,6 +72,7 @@ class Case(NamedTuple):
     signal: tuple[str, int] | None = None
     full: bool = False
     module: str = "train"
+    seconds: int = 90  # it may take
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -96,10 +97,10 @@ def drive(folder: Path, driver: str, given: object, timeout: int, *flags: str) -
     return done.stdout
 
 
-def commands(folder: Path, cases: Mapping[str, Case]) -> dict[str, Said]:
+def commands(folder: Path, cases: Mapping[str, Case], timeout: int = 170) -> dict[str, Said]:
     """Run the cases in one process that starts in `folder`."""
     given = {name: case._asdict() for name, case in cases.items()}
-    drive(folder, DRIVER, given, 170, "-W", "error::UserWarning:hydra")
+    drive(folder, DRIVER, given, timeout, "-W", "error::UserWarning:hydra")
     return {name: Said(*said) for name, said in json.loads((folder / "results.json").read_text()).items()}
 
 
