@@ -36,6 +36,7 @@ LONG = {  # checked, not trained
     "python -m mnist_exp.train sweep=depth_study": "sweep.preflight=only",
     "python -m mnist_exp.train -m experiment=workshop_mlp 'seed=range(5)'": "sweep.preflight=only",
 }
+OWN_COMMANDS = ("mlflow ", "python -m mnist_exp --help")
 OWN_PROCESS = ("trainer.devices=", "hydra/launcher=", "--config-name")  # the first two before TensorFlow has started
 TRAIN = ["python", "-m", "mnist_exp.train"]
 SECONDS = 400
@@ -82,10 +83,8 @@ def test_files_of_the_same_name_are_the_same_on_every_page():
                 assert found.setdefault(block.title, block.text) == block.text, f"{page.name}: {block.title}"
 
 
-@pytest.fixture(scope="module")
-def manual(tmp_path_factory, with_store):
-    """A folder in which the manual has been followed, and the exit code and output of each command."""
-    folder = with_store(tmp_path_factory.mktemp("manual"))
+def write_files(folder):
+    """The files that the pages show, and the user's own images."""
     for page in pages():
         for block in blocks(page):
             if block.title:
@@ -95,24 +94,31 @@ def manual(tmp_path_factory, with_store):
     random = np.random.default_rng(0)
     arrays = {f"x_{part}": random.integers(256, size=(200, 28, 28), dtype=np.uint8) for part in ("train", "test")}
     np.savez(folder / "my_images.npz", **arrays, y_train=np.arange(200) % 10, y_test=np.arange(200) % 10)
-    every = {command: arguments(command, page) for page in reversed(pages()) for command in reversed(run(page))}
-    every = dict(reversed(every.items()))  # each once, where it stands first
-    alone = [
-        command for command in every if command.startswith("mlflow ") or any(text in command for text in OWN_PROCESS)
-    ]
-    cases = {}
-    for command in every:
-        if command not in alone:
-            _, _, module, *rest = every[command]
-            cases[command] = Case(rest, str(folder), module=module.removeprefix("mnist_exp."), seconds=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def manual(tmp_path_factory, with_store):
+    """A folder in which the manual has been followed, and the exit code and output of each command."""
+    folder = with_store(tmp_path_factory.mktemp("manual"))
+    write_files(folder)
+    typed: dict[str, list[str]] = {}  # each command once, where it stands first
+    for page in pages():
+        for command in run(page):
+            typed.setdefault(command, arguments(command, page))
+    alone = [command for command in typed if command.startswith(OWN_COMMANDS) or any(t in command for t in OWN_PROCESS)]
+    cases = {
+        command: Case(words[3:], str(folder), module=words[2].removeprefix("mnist_exp."), seconds=SECONDS)
+        for command, words in typed.items()
+        if command not in alone
+    }
     done = commands(folder, cases, timeout=2 * SECONDS)
     results = {command: (said.code, said.out + said.err) for command, said in done.items()}
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (named,) = client.search_runs(["1"], "tags.mlflow.runName = 'mlp-rmsprop-s0'")
     for command in alone:
-        words = [named.info.run_id if word == "RUN_ID" else word for word in every[command]]
-        words = [sys.executable, *(["-m"] if words[0] == "mlflow" else []), *words[words[0] == "python" :]]
-        results[command] = started(words, folder)
+        words = [named.info.run_id if word == "RUN_ID" else word for word in typed[command]]
+        words = words[1:] if words[0] == "python" else ["-m", *words]
+        results[command] = started([sys.executable, *words], folder)
     return folder, results
 
 
