@@ -15,8 +15,8 @@ import pytest
 from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
-ORDER = ("getting-started.md", "comparing.md", "README.md", "sweeps.md", "search.md", "resuming.md", "presets.md")
-ORDER += ("extending.md", "reproducing.md", "notebook.md")
+ORDER = """getting-started.md comparing.md README.md sweeps.md search.md resuming.md presets.md extending.md reproducing.md
+notebook.md""".split()
 NOT_RUN = {  # how a command begins, and why no test runs it
     "python3 -m venv": ".ci/run installs the package and runs the command after it",
     ".venv/bin/pre-commit": "changes the hooks of the checkout",
@@ -37,7 +37,7 @@ LONG = {  # checked, not trained
     "python -m mnist_exp.train -m experiment=workshop_mlp 'seed=range(5)'": "sweep.preflight=only",
 }
 OWN_COMMANDS = ("mlflow ", "python -m mnist_exp --help")
-OWN_PROCESS = ("trainer.devices=", "hydra/launcher=", "--config-name")  # the first two before TensorFlow has started
+OWN_PROCESS = ("trainer.devices=", "hydra/launcher=", "--config-name")  # the first two: before TensorFlow starts
 TRAIN = ["python", "-m", "mnist_exp.train"]
 SECONDS = 400
 
