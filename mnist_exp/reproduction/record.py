@@ -1,6 +1,6 @@
-"""What a run left behind, as plain files: beside a downloaded config.yaml, or in a capsule, which is one zip of them.
+"""A run's record as plain files: in the tracking store, beside a downloaded config.yaml, or in an archive (one zip).
 
-Whoever hands it on may have changed it, so every file is read within bounds, as text or numbers and never as a pickle.
+A stranger may have changed the files. So each is read up to a size, as text or numbers and never as a pickle.
 """
 
 import io
@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -19,7 +19,7 @@ from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import RequestError
 from mnist_exp.provenance.modules import FOLDER, MAX_ALL, MAX_FILE, module_name
 
-# Name and largest size in bytes; besides these a capsule holds only the user's modules, below `code/`.
+# Name and largest size in bytes. Besides these an archive holds only the user's modules, in `code/`.
 FILES = {
     "run.json": 2**20,
     "config.yaml": 2**16,
@@ -30,8 +30,8 @@ FILES = {
     "curves.png": 2**24,
     "weights.npz": 2**31,
 }
-_DIRECTORY = 2**16  # bytes of a capsule's list of files: above, it is somebody else's zip
-Row = dict[str, float | str]
+_MAX_LIST = 2**16  # bytes of an archive's list of files; a zip with a longer one is none of ours
+EpochRecord = dict[str, float | str]  # metrics by name, and as `weights` the digest of the weights
 
 
 class RecordError(RequestError):
@@ -39,83 +39,81 @@ class RecordError(RequestError):
 
 
 class Record(NamedTuple):
-    """A run's files by name, and what the store says of it; both may lack anything but config.yaml."""
+    """A run's files by name, and its id, name and tags in the store; any file but config.yaml may be missing."""
 
-    source: str  # where it was read
+    source: str  # where it was read, for messages
     run_id: str | None
     name: str | None
     files: Mapping[str, bytes]
     tags: Mapping[str, str]
 
     def environment(self) -> dict[str, Any]:
-        """environment.json; empty when there is none, or one that was cut off while it was written."""
+        """environment.json as a dictionary; empty if the file is missing or was cut off while it was written."""
         content = self.files.get("environment.json", b"")
         return _object(content, f"{self.source}: environment.json") if _is_json(content) else {}
 
     def modules(self) -> dict[str, bytes]:
-        """The user's own modules, by place: code/package/module.py."""
+        """Sources of the user's own modules by name, such as code/package/module.py."""
         return {name: content for name, content in self.files.items() if name.startswith(f"{FOLDER}/")}
 
-    def rows(self) -> dict[int, Row]:
-        """metrics.jsonl: what was recorded after each epoch, from 1, by its number; 0 for the end of the run."""
-        rows: dict[int, Row] = {}
+    def rows(self) -> dict[int, EpochRecord]:
+        """metrics.jsonl by epoch, counted from 1; 0 is the end of the run.
+
+        Raises:
+            RecordError: a line has not this form. A last line that was cut off is left out.
+        """
+        rows: dict[int, EpochRecord] = {}
         lines = self.files.get("metrics.jsonl", b"").splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
-            lines.pop()  # cut off while it was written
+            lines.pop()
         for number, line in enumerate(lines, start=1):
             where = f"{self.source}: metrics.jsonl line {number}"
             row = _object(line, where)
-            step, weights = row.pop("step", None), row.pop("weights", None)
             row.pop("time", None)
-            numbers = all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in row.values())
-            if type(step) is not int or step < 0 or not numbers or not isinstance(weights, str | None):
+            step, weights = row.pop("step", None), row.get("weights")
+            numbers = [value for name, value in row.items() if name != "weights"]
+            good = all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in numbers)
+            if type(step) is not int or step < 0 or not good or not isinstance(weights, str | None):
                 raise RecordError(f"{where} must hold a step, numbers, and a digest as weights")
-            rows.setdefault(step, {}).update(row if weights is None else {**row, "weights": weights})
+            rows.setdefault(step, {}).update({name: value for name, value in row.items() if value is not None})
         return dict(sorted(rows.items()))
 
 
 def from_folder(config: Path) -> Record:
-    """The record of a run of which config.yaml was downloaded, with what lies beside it under the names of `FILES`.
+    """The record of a downloaded config.yaml, of any name, and of the files of `FILES` beside it.
 
     Raises:
         RecordError: a file cannot be read or is too large.
     """
-    beside = {name: config.with_name(name) for name in FILES if config.with_name(name).is_file()}
-    paths = {**beside, "config.yaml": config}
-    paths.pop("weights.npz", None)
     files: dict[str, bytes] = {}
-    _read(paths, files)
+
+    def read(name: str, path: Path) -> None:
+        try:
+            with path.open("rb") as stream:
+                _add(files, name, stream, str(path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    read("config.yaml", config)
+    for name in FILES:
+        if name not in ("config.yaml", "weights.npz") and config.with_name(name).is_file():
+            read(name, config.with_name(name))
     named = _record(str(config.parent), files).environment().get("source")
-    # Only the modules that the record names: a folder of that name may hold anything.
-    modules = [name for name in (named if isinstance(named, dict) else ()) if module_name(name)]
-    _read({name: config.parent / name for name in modules if (config.parent / name).is_file()}, files)
+    # Only the modules that the record names, because a folder called code/ may hold anything.
+    for name in named if isinstance(named, dict) else ():
+        if module_name(name) and (config.parent / name).is_file():
+            read(name, config.parent / name)
     return _record(str(config.parent), files)
 
 
-def _read(paths: Mapping[str, Path], files: dict[str, bytes]) -> None:
-    for name, path in paths.items():
-        try:
-            with path.open("rb") as stream:
-                files[name] = _bounded(stream, _limit(name, files), str(path))
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _limit(name: str, files: Mapping[str, bytes]) -> int:
-    """How many bytes a file may have, when these have been read already."""
-    if name in FILES:
-        return FILES[name]
-    return min(MAX_FILE, MAX_ALL - sum(len(content) for name, content in files.items() if name not in FILES))
-
-
 def from_archive(path: Path) -> Record:
-    """The record in a capsule; its weights stay where they are.
+    """The record in an archive, without its weights.
 
     Raises:
-        RecordError: it is not an archive of a run, or a damaged one.
+        RecordError: the file is not an archive of a run, or it is damaged.
     """
     try:
-        _check_directory(path)
+        _check_list_of_files(path)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             strange = [name for name in names if name not in FILES and module_name(name) is None]
@@ -126,23 +124,22 @@ def from_archive(path: Path) -> Record:
             files: dict[str, bytes] = {}
             for name in set(names) - {"weights.npz"}:
                 with archive.open(name) as stream:
-                    files[name] = _bounded(stream, _limit(name, files), f"{path}: {name}")
+                    _add(files, name, stream, f"{path}: {name}")
     except RecordError:
         raise
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     except Exception as error:  # zipfile raises half a dozen types on damaged bytes
-        raise RecordError(
-            f"{path}: is not an archive of a run, or a damaged one: {' '.join(str(error).split())}"
-        ) from error
+        said = " ".join(str(error).split())
+        raise RecordError(f"{path}: is not an archive of a run, or a damaged one: {said}") from error
     return _record(str(path), files)
 
 
 def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
-    """The config and the overrides of the run that `resume` names, as it logged them.
+    """The config and the overrides that the run named by `resume` recorded.
 
     Raises:
-        RequestError: there is no such run, its config may not be called, or more was given than where the run is.
+        RequestError: there is no such run, its config is not trusted, or other overrides were given.
     """
     more = [text for text in overrides if not text.startswith(("resume=", "tracking.uri="))]
     if more or given.sweep.id is not None:
@@ -161,32 +158,6 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
     return config, list(OmegaConf.create(files["overrides.yaml"].decode()))
 
 
-def write_archive(record: Record, weights: Sequence[np.ndarray], path: Path) -> None:
-    """Write one zip, the same bytes for the same record.
-
-    Args:
-        record: from the store.
-        weights: the run's final weights, in the order in which Keras lists them.
-        path: where; nothing may be there.
-
-    Raises:
-        RecordError: something is there, or it cannot be written.
-    """
-    told = {"run_id": record.run_id, "name": record.name, "tags": dict(record.tags)}
-    arrays = {}
-    for number, array in enumerate(weights):
-        stream = io.BytesIO()
-        np.lib.format.write_array(stream, array, allow_pickle=False)
-        arrays[f"{number}.npy"] = stream.getvalue()
-    files = {**record.files, "run.json": json.dumps(told, indent=1, sort_keys=True).encode()}
-    content = _zip({**files, "weights.npz": _zip(arrays)})
-    try:
-        with path.open("xb") as stream_out:
-            stream_out.write(content)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
 def from_store(run: str, uri: str | None) -> Record:
     """The record of a run in a tracking store, without its weights.
 
@@ -194,7 +165,7 @@ def from_store(run: str, uri: str | None) -> Record:
         RecordError: the run has no config.yaml.
         RequestError: there is no such run or store.
     """
-    from mnist_exp import tracking  # a second, not for a mistyped option
+    from mnist_exp import tracking  # takes a second, so not for a mistyped option
 
     found = tracking.find_run(uri, run)
     files = tracking.read_files(uri, found.run_id, [*(FILES.keys() - {"weights.npz"}), FOLDER])
@@ -206,9 +177,35 @@ def from_store(run: str, uri: str | None) -> Record:
     return Record(f"run {found.run_id}", found.run_id, found.name, files, found.tags)
 
 
+def write_archive(record: Record, weights: Sequence[np.ndarray], path: Path) -> None:
+    """Write a record as one zip; the same record gives the same bytes.
+
+    Args:
+        record: from the store.
+        weights: the run's final weights, in the order in which Keras lists them.
+        path: of the new file.
+
+    Raises:
+        RecordError: the file exists, or it cannot be written.
+    """
+    entry = {"run_id": record.run_id, "name": record.name, "tags": dict(record.tags)}
+    arrays = {}
+    for number, array in enumerate(weights):
+        stream = io.BytesIO()
+        np.lib.format.write_array(stream, array, allow_pickle=False)
+        arrays[f"{number}.npy"] = stream.getvalue()
+    files = {**record.files, "run.json": json.dumps(entry, indent=1, sort_keys=True).encode()}
+    content = _zip({**files, "weights.npz": _zip(arrays)})
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def _record(source: str, files: Mapping[str, bytes]) -> Record:
-    told = _object(files.get("run.json", b"{}"), f"{source}: run.json")
-    run_id, name, tags = (told.get(key, default) for key, default in (("run_id", None), ("name", None), ("tags", {})))
+    entry = _object(files.get("run.json", b"{}"), f"{source}: run.json")
+    run_id, name, tags = entry.get("run_id"), entry.get("name"), entry.get("tags", {})
     if not isinstance(tags, dict) or not all(_is_text(text) for text in (run_id, name, *tags, *tags.values())):
         raise RecordError(f"{source}: run.json must hold the texts run_id and name, and texts as tags")
     return Record(source, run_id, name, files, tags)
@@ -222,27 +219,35 @@ def _zip(files: Mapping[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(files.items()):
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)  # a ZipInfo of its own has no time
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)  # ZipInfo: else the time gets in
     return stream.getvalue()
 
 
-def _check_directory(path: Path) -> None:
-    """The list of files at the end of a zip, before zipfile builds objects for as many as it claims to have."""
-    end = 22
+def _check_list_of_files(path: Path) -> None:
+    """Check the size of a zip's list of files, for which zipfile would build as many objects as it claims to have."""
+    end = 22  # bytes of the record that ends a zip; 20 more for the pointer of a zip that is larger than 4 GiB
     with path.open("rb") as stream:
         stream.seek(-min(path.stat().st_size, end + 20), 2)
         tail = stream.read()
     if len(tail) < end or not tail[-end:].startswith(b"PK\5\6") or tail.startswith(b"PK\6\7"):
         raise RecordError(f"{path}: is not an archive of a run, or a truncated one")
-    if struct.unpack_from("<I", tail[-end:], 12)[0] > _DIRECTORY:
+    if struct.unpack_from("<I", tail[-end:], 12)[0] > _MAX_LIST:
         raise RecordError(f"{path}: is not an archive of a run: it lists too many files")
 
 
-def _bounded(stream: Any, limit: int, where: str) -> bytes:
-    content: bytes = stream.read(limit + 1)
+def _add(files: dict[str, bytes], name: str, stream: IO[bytes], where: str) -> None:
+    """Read a file into `files`, up to its largest size; the user's modules also have one together."""
+    limit = FILES.get(name)
+    if limit is None:
+        limit = min(MAX_FILE, MAX_ALL - sum(len(content) for other, content in files.items() if other not in FILES))
+    content = stream.read(limit + 1)
     if len(content) > limit:
         raise RecordError(f"{where}: must have at most {limit:,} bytes")
-    return content
+    files[name] = content
+
+
+def _unreadable(path: Path, error: OSError) -> RecordError:
+    return RecordError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _is_json(content: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""How a reproduction compares with its original: epoch by epoch, and in the recorded factors of a result."""
+"""Compares a reproduction with its original: metrics and weights of each epoch, and what else can change a result."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,31 +6,32 @@ from typing import Any, NamedTuple
 
 from mnist_exp.config import changes_result
 from mnist_exp.provenance.modules import module_name
-from mnist_exp.reproduction.record import Record, Row
+from mnist_exp.reproduction.record import EpochRecord, Record
 
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
-# Relative for a loss, absolute for an accuracy. Measured on the presets of MNIST: another order of rounding (one thread
-# for two, `fit` for the compiled loop, no oneDNN) moves no loss by more than 0.6 % where training does not amplify it,
-# another seed moves some loss by 3 % or more in each of them. Where training does amplify it (6 to 8 % in wide_mlp and
-# dropout_mlp) the results are as far apart as seeds make them, and are called different. Half a point of accuracy is
-# one image of a small validation set.
+# Relative for a loss, absolute for an accuracy. Measured on the MNIST presets: another order of rounding (one thread for
+# two, `fit` for the device loop, no oneDNN) moves no loss by more than 0.6 % in most presets; another seed moves some
+# loss of each preset by 3 % or more. In wide_mlp and dropout_mlp training amplifies rounding to 6 to 8 %, as much as
+# another seed does; such results are called different. Half a point of accuracy is one image of a small validation set.
 LOSS_TOLERANCE, ACCURACY_TOLERANCE = 0.01, 0.005
 _UNSET = "unset"
 _HARDWARE = ("cpu", "instructions", "machine", "cores")
-_SHARED = {"config", "hardware", "Keras setting", "user module"}  # kinds of which only what both sides know is compared
+# Of these kinds only what both sides recorded is compared: a later key of the config has a default that keeps the
+# earlier behaviour, and only a changed user module imports other modules.
+_SHARED = {"config", "hardware", "Keras setting", "user module"}
 SOURCE = "package source"
 
 
 class Comparison(NamedTuple):
-    """What was recorded after one epoch, 0 being the end of the run, then and now."""
+    """One epoch then and now; epoch 0 is the end of the run."""
 
     epoch: int
-    weights: bool | None  # whether their digests are equal; None where a side has none
-    changed: dict[str, tuple[float, float]]  # metrics that are not the same: then, now
+    weights: bool | None  # whether the digests are equal; None if one is missing
+    changed: dict[str, tuple[float, float]]  # metrics that differ: then, now
 
     @property
     def identical(self) -> bool:
-        """Whether weights and metrics are the same to the last bit; no weights are recorded at the end of the run."""
+        """Whether weights and metrics are equal to the last bit; the end of the run has no record of weights."""
         return not self.changed and (self.weights is True or (self.epoch == 0 and self.weights is None))
 
     @property
@@ -41,17 +42,16 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         where = f"epoch {self.epoch}" if self.epoch else "the end of the run"
         largest = sorted(self.changed.items(), key=lambda item: -_relative(*item[1]))[:3]
-        said = [
+        parts = [
             f"{_shown(name)} {then:.9g} then, {now:.9g} now ({_relative(then, now):.2g})"
             for name, (then, now) in largest
         ]
-        if not said:
-            said = ["no digest of the weights is recorded" if self.weights is None else "the weights, not the metrics"]
-        return f"{where}: {'; '.join(said)}"
+        weights = "no digest of the weights is recorded" if self.weights is None else "the weights, not the metrics"
+        return f"{where}: {'; '.join(parts) or weights}"
 
 
 class Factor(NamedTuple):
-    """Something that can change a result and is not what it was."""
+    """Something that can change a result and differs between then and now."""
 
     name: str
     then: str
@@ -62,27 +62,27 @@ class Factor(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The verdict and what it stands on."""
+    """The verdict and its reasons."""
 
     verdict: str
     epochs: list[Comparison]
     factors: list[Factor]
-    unrecorded: list[str]  # factors that one side does not know
+    unrecorded: list[str]  # kinds of factors that one side did not record
 
     @property
     def first(self) -> Comparison | None:
-        """The first epoch that is not the same to the last bit."""
+        """The first epoch that is not identical."""
         return next((compared for compared in self.epochs if not compared.identical), None)
 
     def distances(self) -> dict[str, list[float]]:
-        """For each loss and accuracy how far it is from what it was, by epoch."""
+        """Absolute differences of the losses and accuracies, by name, one value an epoch."""
         epochs = [compared for compared in self.epochs if compared.epoch > 0]
         names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
         pairs = {name: [compared.changed.get(name, (0.0, 0.0)) for compared in epochs] for name in names}
         return {name: [abs(now - then) for then, now in found] for name, found in pairs.items()}
 
     def lines(self) -> Iterator[str]:
-        """For the terminal: the verdict, then what differs."""
+        """Lines for the terminal: the verdict, then the differences."""
         epochs = sum(compared.epoch > 0 for compared in self.epochs)
         end = " and the final scores" if any(compared.epoch == 0 for compared in self.epochs) else ""
         yield f"{self.verdict}: {epochs} epoch{'s' * (epochs != 1)}{end} compared"
@@ -91,7 +91,7 @@ class Report(NamedTuple):
             yield from factor_lines(self.factors, self.unrecorded)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the tolerances, as `reproduction.json` has it; infinite and missing numbers as text."""
+        """The content of `reproduction.json`. Infinite and missing numbers become text, because JSON has none."""
         return {
             "verdict": self.verdict,
             "tolerance": {"loss, relative": LOSS_TOLERANCE, "accuracy, absolute": ACCURACY_TOLERANCE},
@@ -124,8 +124,8 @@ def judge(then: Record, now: Record, until: int) -> Report:
     return Report(verdict, epochs, *compare_factors(then, now))
 
 
-def compare(epoch: int, then: Row, now: Row | None) -> Comparison:
-    """One epoch; what measures time is left out, and of an epoch that did not come now, every metric is missing."""
+def compare(epoch: int, then: EpochRecord, now: EpochRecord | None) -> Comparison:
+    """Compare one epoch without its times. `now` is None if the epoch was not trained; all its metrics then differ."""
     shared = [name for name in then if name != "weights" and "second" not in name and (now is None or name in now)]
     pairs = {name: (float(then[name]), float(now[name]) if now is not None else math.nan) for name in shared}
     changed = {name: pair for name, pair in pairs.items() if not _same(*pair)}
@@ -136,7 +136,7 @@ def compare(epoch: int, then: Row, now: Row | None) -> Comparison:
 
 
 def compare_factors(then: Record, now: Record) -> tuple[list[Factor], list[str]]:
-    """Factors that are not what they were, and those that one side did not record."""
+    """Factors that differ, and the kinds of factors that one side did not record."""
     found, unrecorded = [], []
     before, after = _factors(then), _factors(now)
     for kind, old in before.items():
@@ -144,8 +144,6 @@ def compare_factors(then: Record, now: Record) -> tuple[list[Factor], list[str]]
         if old is None or new is None:
             unrecorded.append(kind)
             continue
-        # A key of the config that came later has the default that keeps what was. Other user modules are imported only
-        # by one that has changed.
         for key in sorted(old.keys() & new.keys() if kind in _SHARED else old.keys() | new.keys()):
             pair = old.get(key, _UNSET), new.get(key, _UNSET)
             if pair[0] != pair[1]:
@@ -154,14 +152,13 @@ def compare_factors(then: Record, now: Record) -> tuple[list[Factor], list[str]]
 
 
 def known(record: Record) -> dict[str, str | None]:
-    """Threads and device of a run; None where they are not recorded."""
+    """Threads and device of a run; None if not recorded."""
     found = _factors(record)
-    values = {kind: found[kind] for kind in ("threads", "device")}
-    return {kind: value.get("") if value is not None else None for kind, value in values.items()}
+    return {kind: (found[kind] or {}).get("") for kind in ("threads", "device")}
 
 
 def factor_lines(factors: list[Factor], unrecorded: Sequence[str] = ()) -> Iterator[str]:
-    """For the terminal; of source files just the names."""
+    """Lines for the terminal; of source files only the names."""
     files = [_shown(factor.name.removeprefix(SOURCE).strip()) for factor in factors if factor.name.startswith(SOURCE)]
     if files:
         yield f"  differs: {SOURCE}: {', '.join(files)}"
@@ -171,7 +168,7 @@ def factor_lines(factors: list[Factor], unrecorded: Sequence[str] = ()) -> Itera
 
 
 def _factors(record: Record) -> dict[str, dict[str, str] | None]:
-    """What can change a result, by kind; None where it was not recorded."""
+    """What can change a result, by kind; None if it was not recorded."""
     environment, tags = record.environment(), record.tags
     facts = environment.get("facts")
     packages = _texts(environment, "packages")
@@ -180,7 +177,7 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
     hardware = _texts(environment, "hardware")
     source = _texts(environment, "source")
     files = {key: digest for key, digest in (source or {}).items() if key.endswith(".py")}
-    # An earlier version recorded only the module of a target, under its dotted name.
+    # Earlier versions recorded only a target's module, by its dotted name instead of its file's.
     known_modules = source is not None and len(files) == len(source)
     return {
         "config": {key: config[key] for key in config if changes_result(key)} if config else None,
@@ -199,7 +196,7 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
 
 
 def _texts(tree: Any, key: str) -> dict[str, str] | None:
-    """What is below a key as texts, a single value under ''; None where it is not: nothing in a record is certain."""
+    """The values below a key as texts, a single value under ''; None if there are none. `tree` may be anything."""
     value = tree.get(key) if isinstance(tree, dict) else None
     if isinstance(value, dict):
         return {str(inner): str(text) for inner, text in value.items()}
@@ -211,7 +208,7 @@ def _same(then: float, now: float) -> bool:
 
 
 def _relative(then: float, now: float) -> float:
-    """The difference as a share of what it was then; infinite where a side is no number."""
+    """The difference relative to `then`; infinite if either is not finite."""
     if not (math.isfinite(then) and math.isfinite(now)):
         return math.inf
     return abs(now - then) / abs(then) if then else math.inf
@@ -224,10 +221,10 @@ def _within(name: str, then: float, now: float) -> bool:
 
 
 def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)  # JSON has no others
+    return value if math.isfinite(value) else str(value)
 
 
 def _shown(text: str) -> str:
-    """A line of a terminal, whatever the record holds."""
+    """A printable text of at most 60 letters, or the first 12 of a digest: a stranger may have written the record."""
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 60 else f"{text[:12]}…" if text.isalnum() else f"{text[:59]}…"

@@ -96,6 +96,7 @@ def test_labels_keep_apart():
     curves = {str(n): [{1: 0.9, 2: 0.95 + n / 1e5}] for n in range(6)}
     (axes,) = charts.learning_curves(curves, "val_accuracy", NAN).axes
     heights = sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation))
+    assert len(heights) == len(axes.texts)
     assert np.diff(heights).min() > 0.03
 
 
