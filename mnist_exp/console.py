@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar, one line a run, the table of a sweep. Plain text when it is not a terminal."""
+"""Output for people: progress, one line a run, a sweep's table, errors. Plain text if the output is not a terminal."""
 
 import functools
 import math
@@ -19,32 +19,32 @@ from rich.table import Table
 from mnist_exp.errors import EXIT_TERMINATED
 from mnist_exp.redact import redact
 
-MAX_LINES, MAX_LETTERS = 20, 2000  # of what `complain` prints: a config of a stranger may have 6,000 mistakes
-SAME_SECONDS = 1.0  # within which a second Ctrl-C is taken as the first
+MAX_LINES, MAX_LETTERS = 20, 2000  # that `complain` prints: a stranger's config may have 6,000 mistakes
+SAME_SECONDS = 1.0  # in which further Ctrl-C are ignored
 
 
-class Row(NamedTuple):
-    """One job of a sweep's table; accuracies are shares, seconds those of training."""
+class SummaryRow(NamedTuple):
+    """One job in a sweep's table; accuracies in 0..1, seconds of training."""
 
     job: int
     name: str
-    status: str  # as MLflow has it, SKIPPED for the result of an earlier run, or NOT RUN
-    swept: str  # the overrides that set it apart from its siblings
+    status: str  # MLflow's, or SKIPPED (an earlier run has the result), or NOT RUN
+    swept: str  # its overrides that other jobs of the sweep do not have
     val_accuracy: float | None
     test_accuracy: float | None
     seconds: float | None
-    run_id: str  # empty when it was not run
+    run_id: str  # empty if it was not run
 
 
 @contextmanager
 def quiet_stderr(doing: str) -> Iterator[None]:
-    """Hold back what native libraries print while they start (no log level silences it all); show it on failure.
+    """Hold back the standard error of native libraries while they start, and show it only if that fails.
 
-    A terminal shows what is being done meanwhile.
+    It is the file descriptor that is redirected, because oneDNN's line obeys no log level. A terminal shows `doing`.
     """
     sys.stderr.flush()
     real = os.dup(2)
-    live = os.isatty(real) and os.environ.get("TTY_COMPATIBLE") != "0"  # as Rich takes it
+    live = os.isatty(real) and os.environ.get("TTY_COMPATIBLE") != "0"  # as Rich decides
     if live:
         os.write(real, f"{doing} ...".encode())
     with tempfile.TemporaryFile() as held:
@@ -69,7 +69,7 @@ class RunProgress:
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs = name, epochs
         self.console = Console(stderr=True, highlight=False)
-        # A name such as [red] is no markup of Rich.
+        # markup=False: a name such as [red] is not Rich's markup.
         columns = (TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[text]}"))
         self.bar = Progress(
             *columns,
@@ -88,12 +88,12 @@ class RunProgress:
         self.bar.stop()
 
     def within_epoch(self, epochs: float, metrics: Mapping[str, float]) -> None:
-        """Move the bar to `epochs`, a fraction of them all included."""
+        """Move the bar to `epochs`, which may be a fraction."""
         text = f"epoch {math.ceil(epochs)}/{self.epochs} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.2%}"
         self.bar.update(self.task, completed=epochs, text=text)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Report a finished epoch, counted from 1, where there is no bar."""
+        """Print a finished epoch, counted from 1, unless there is a bar."""
         text = (
             f"epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:.2%}"
             f"  val_accuracy {metrics['val_accuracy']:.2%}"
@@ -103,12 +103,12 @@ class RunProgress:
 
 
 def continued_line(name: str, epochs: int, run_id: str) -> str:
-    """One line for a run that an earlier command began."""
+    """The line for a resumed run."""
     return f"{name}  continues run {run_id}, which was interrupted after {epochs} epochs (shown again)"
 
 
 def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution: str, run_id: str) -> str:
-    """One line for a finished run."""
+    """The line for a finished run."""
     return (
         f"{name}  val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
         f"  {epochs} epochs in {metrics['fit_seconds']:.1f} s ({execution})  run {run_id}"
@@ -116,20 +116,20 @@ def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution
 
 
 def skipped_line(name: str, metrics: Mapping[str, float], run_id: str) -> str:
-    """One line for a job whose result an earlier run has."""
+    """The line for a job that takes the result of an earlier run."""
     shares = f"val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
     return f"{name}  {shares}  skipped: finished before  run {run_id}"
 
 
 def again_line(name: str, run_id: str, difference: str) -> str:
-    """One line for a job that is trained although a finished run has its config."""
+    """The line for a job that is trained although a finished run has the same config."""
     return f"{name}  trained again: run {run_id} has the same config but {difference}"
 
 
-def sweep_table(title: str, rows: Sequence[Row]) -> None:
+def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
     """Print the runs of a sweep, in the order given, to standard output."""
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # no wrapping to 80 columns: a line a run, for grep
+    if not console.is_terminal:  # unwrapped, one line a run, for grep
         say(title)
         for row in rows:
             say("  ".join((row.name, row.status, printable(row.swept), *figures(row), row.run_id)))
@@ -147,17 +147,17 @@ def sweep_table(title: str, rows: Sequence[Row]) -> None:
     console.print(table)
 
 
-def figures(row: Row) -> tuple[str, str, str]:
-    """The row's numbers as text; a dash where there is none."""
+def figures(row: SummaryRow) -> tuple[str, str, str]:
+    """The row's numbers as text; a dash for a missing one."""
     shares = ("-" if share is None else f"{share:.2%}" for share in (row.val_accuracy, row.test_accuracy))
     return (*shares, "-" if row.seconds is None else f"{row.seconds:.1f}")  # type: ignore[return-value]
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around the work of a command: SIGTERM and Ctrl-C end it as exceptions, and Ctrl-C cannot disturb what follows.
+    """Turn SIGTERM and Ctrl-C into exceptions while a command works. Afterwards Ctrl-C is ignored, so runs can close.
 
-    A Ctrl-C that follows at once is the same one: a parent such as make passes on what the terminal sends to all.
+    Further Ctrl-C within `SAME_SECONDS` are ignored, because parents such as make pass on the terminal's signal.
     """
     last = -math.inf
 
@@ -169,7 +169,7 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a script's background processes
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell sets that for background processes
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
@@ -178,29 +178,28 @@ def interruptible() -> Iterator[None]:
 
 
 def terminate(*_: object) -> NoReturn:
-    """Handle SIGTERM: leave as from an exception, so that what is open is closed."""
+    """Handle SIGTERM by `SystemExit`, so that context managers close what is open."""
     sys.exit(EXIT_TERMINATED)
 
 
 def printable(text: str) -> str:
-    """One line in which control characters are escaped, line breaks too: a terminal shows them and obeys none.
+    """The text in one line, with control characters and line breaks escaped, so that a terminal does not obey them.
 
-    Names, tags and files come from a store or an archive that anybody may have written.
+    Names, tags and files may come from a store or an archive that a stranger wrote.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def say(text: str, file: IO[str] | None = None) -> None:
-    """Print lines, by default to standard output, each of them printable."""
+    """Print lines, with control characters escaped, by default to standard output."""
     print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, flush=True)
 
 
 def complain(message: str) -> None:
-    """Say what is wrong with a request: at most `MAX_LINES` lines on standard error, each marked as an error."""
+    """Print the mistakes of a user to standard error, one a line, at most `MAX_LINES`."""
     lines = message.splitlines()
-    for line in lines[
-        :MAX_LINES
-    ]:  # cut before, for `redact` takes long, and after, so that no cut hides a secret's end
+    for line in lines[:MAX_LINES]:
+        # Cut before, because redaction takes time, and after, so that no cut hides the end of a secret.
         say(f"error: {redact(line[: 2 * MAX_LETTERS])[:MAX_LETTERS]}", sys.stderr)
     if len(lines) > MAX_LINES:
         say(f"error: ... and {len(lines) - MAX_LINES:,} more", sys.stderr)
@@ -208,7 +207,7 @@ def complain(message: str) -> None:
 
 @functools.cache
 def warn(message: str) -> None:
-    """Say in one line on standard error what the user has to know, once a process; the command goes on."""
+    """Print a warning in one line to standard error, once a process."""
     say(f"warning: {redact(' '.join(message.split()))}", sys.stderr)
 
 
@@ -218,7 +217,7 @@ def print_traceback(error: BaseException) -> None:
 
 
 def warn_no_mnist(used: str) -> None:
-    """Make it plain that a run is not on MNIST although nothing else was asked for."""
+    """Warn that data=auto found other data than MNIST."""
     Console(stderr=True, highlight=False).print(
         f"[bold black on yellow] NOT MNIST: neither is it on this machine nor can it be downloaded: data={used} [/]\n"
         "Put mnist.npz into a folder and name that in MNIST_EXP_DATA, or say data=mnist to insist on it.",

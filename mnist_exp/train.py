@@ -36,15 +36,15 @@ from mnist_exp.sweep.summary import abandon_sweep, job_tags
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def job(composed: DictConfig) -> float | list[float]:
-    """Train one run; return the metrics that `sweep.objective` names, NaN where it failed and its siblings go on."""
+    """Train one run. Returns the metrics named by `sweep.objective`; NaN if a job of a sweep failed."""
     code = EXIT_FAILED
     try:
         return _train(check(composed))
     except RequestError as error:
         console.complain(str(error))
         code = EXIT_SENSELESS
-    except Exception as error:  # noqa: BLE001 - whatever it is, the siblings of this run must go on
-        if not isinstance(error, RunError | OSError):  # a diverged loss, a full disk: no bug
+    except Exception as error:  # noqa: BLE001 - the other jobs of the sweep go on
+        if not isinstance(error, RunError | OSError):  # a diverged loss or a full disk is not a bug
             console.print_traceback(error)
         console.complain(f"run {run_name(composed)} failed: {type(error).__name__}: {first_line(error)}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -110,7 +110,7 @@ def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[flo
 
 
 def _arguments(given: list[str]) -> list[str]:
-    """The same arguments with the overrides first, because argparse accepts them in one place only.
+    """The arguments with the overrides first, because Hydra's parser accepts them in one place only.
 
     Raises:
         RequestError: an option is unknown or has a wrong value.
@@ -120,7 +120,7 @@ def _arguments(given: list[str]) -> list[str]:
         raise RequestError(f"{message}; --hydra-help lists the options")
 
     parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]  # argparse's own prints seven lines of usage
+    parser.error = refuse  # type: ignore[method-assign]  # the original prints seven lines of usage
     options, overrides = list(given), parser.parse_intermixed_args(given).overrides
     for override in overrides:
         options.remove(override)
@@ -129,7 +129,7 @@ def _arguments(given: list[str]) -> list[str]:
 
 def main() -> None:
     """The command; exits with 0, 1 (a run failed), 2 (invalid arguments), 130 (Ctrl-C) or 143 (SIGTERM)."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # have Hydra raise its errors: its reports take several lines
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own error reports take several lines
     if "--version" in sys.argv[1:]:  # else Hydra prints its own
         print(commands.version())
         return
@@ -147,7 +147,7 @@ def main() -> None:
     except SystemExit:
         abandon_sweep("KILLED")
         raise
-    except Exception as error:  # noqa: BLE001 - `job` lets none pass: Hydra could not make sense of the request
+    except Exception as error:  # noqa: BLE001 - raised by Hydra, because `job` catches its own
         given = "" if isinstance(error, HydraException) else f"{' '.join(sys.argv[1:])!r} cannot be started: "
         console.complain(given + explain(error))
         sys.exit(EXIT_FAILED if abandon_sweep("FAILED") else EXIT_SENSELESS)

@@ -49,7 +49,7 @@ def screen(monkeypatch):
 
 @pytest.mark.parametrize("name", ["[red]x", "[/x]", f"x{EVIL}"])
 def test_a_name_is_neither_markup_nor_control(screen, name):
-    row = console.Row(0, name, "FINISHED", f"name={name}", 0.5, 0.5, 1.0, "f" * 32)
+    row = console.SummaryRow(0, name, "FINISHED", f"name={name}", 0.5, 0.5, 1.0, "f" * 32)
     console.sweep_table(f"sweep {name}", [row])
     with console.RunProgress(name, 2) as progress:
         progress.bar.refresh()

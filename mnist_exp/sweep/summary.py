@@ -107,15 +107,15 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     return all(row.status in DONE for row in rows)
 
 
-def _row(sweep: Sweep, number: int, run: Any) -> console.Row:
+def _row(sweep: Sweep, number: int, run: Any) -> console.SummaryRow:
     from mnist_exp import tracking
 
     job = sweep.jobs[number]
     if run is None:
-        return console.Row(number, job.name, "NOT RUN", job.swept, None, None, None, "")
+        return console.SummaryRow(number, job.name, "NOT RUN", job.swept, None, None, None, "")
     given = _overrides(run.tags.get("overrides", "")) if sweep.searched else []
     trained = run.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
-    return console.Row(
+    return console.SummaryRow(
         job=number,
         name=run.name,
         status=run.status if trained else "SKIPPED",
@@ -135,25 +135,25 @@ def _overrides(tag: str) -> list[str]:
         return tag.split()
 
 
-def _rank(row: console.Row) -> tuple[int, float]:
+def _rank(row: console.SummaryRow) -> tuple[int, float]:
     return 0 if row.status in DONE else 2 if row.status == "NOT RUN" else 1, -(row.val_accuracy or 0)
 
 
-def _counts(rows: Sequence[console.Row]) -> dict[str, int]:
+def _counts(rows: Sequence[console.SummaryRow]) -> dict[str, int]:
     """How many jobs came to what; one that was interrupted counts as failed."""
     kinds = {"FINISHED": "finished", "SKIPPED": "skipped", "NOT RUN": "not_run"}
     found = Counter(kinds.get(row.status, "failed") for row in rows)
     return {kind: found[kind] for kind in ("finished", "skipped", "failed", "not_run")}
 
 
-def _write(folder: Path, rows: Sequence[console.Row], note: str) -> None:
+def _write(folder: Path, rows: Sequence[console.SummaryRow], note: str) -> None:
     """Write the sweep's artifacts."""
     from mnist_exp.figures import run as plots  # not while mistakes are looked for: Matplotlib takes half a second
 
     (folder / "sweep.md").write_text(note, encoding="utf-8")
     with (folder / "sweep.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(console.Row._fields)
+        writer.writerow(console.SummaryRow._fields)
         writer.writerows(rows)
     scores: dict[str, list[float]] = {}
     for row in rows:
@@ -164,7 +164,7 @@ def _write(folder: Path, rows: Sequence[console.Row], note: str) -> None:
         plots.sweep(scores).savefig(folder / "sweep.png")
 
 
-def _markdown(rows: Sequence[console.Row], experiment_id: str) -> str:
+def _markdown(rows: Sequence[console.SummaryRow], experiment_id: str) -> str:
     lines = ["| run | status | swept | val_accuracy | test_accuracy | seconds |", "|---|---|---|--:|--:|--:|"]
     for row in rows:
         link = f"[{row.name}](#/experiments/{experiment_id}/runs/{row.run_id})"  # within MLflow's UI

@@ -23,7 +23,7 @@ def test_the_table_says_what_each_job_came_to():
     }
     rows = [summary._row(under_way, number, found.get(number)) for number in range(6)]
     assert [row.status for row in rows] == ["FINISHED", "SKIPPED", "FAILED", "SKIPPED", "KILLED", "NOT RUN"]
-    assert rows[5] == console.Row(5, "x-s0", "NOT RUN", "seed=5", None, None, None, "")
+    assert rows[5] == console.SummaryRow(5, "x-s0", "NOT RUN", "seed=5", None, None, None, "")
     assert [row.job for row in sorted(rows, key=summary._rank)] == [1, 0, 3, 2, 4, 5]
     assert summary._counts(rows) == {"finished": 1, "skipped": 2, "failed": 2, "not_run": 1}
 
@@ -35,7 +35,7 @@ def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table()
     for key in ("sweep", "overrides"):
         alone.tags.pop(key, None)
     alone.metrics.clear()
-    assert summary._row(under_way, 0, alone) == console.Row(
+    assert summary._row(under_way, 0, alone) == console.SummaryRow(
         0, "x-s0", "SKIPPED", "seed=0", None, None, None, "id of x-s0"
     )
 
