@@ -1,4 +1,4 @@
-"""Records one run from start to end."""
+"""Records one run: the local record, the thread that sends it to the store, and resuming a run that was interrupted."""
 
 import errno
 import json
@@ -28,31 +28,40 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
+from mnist_exp.console import say
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.provenance import is_gone, process
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database
 from mnist_exp.tracking.database import StoreError
 from mnist_exp.tracking.queries import RunInfo, run_info, search_runs
-from mnist_exp.tracking.store import STORE_ERRORS, Store, delayed_signals, first_line, store_errors, uninterrupted
+from mnist_exp.tracking.store import (
+    STORE_ERRORS,
+    Store,
+    delayed_signals,
+    store_errors,
+    store_message,
+    uninterrupted,
+    writing,
+)
 
-RETRY_SECONDS = 30.0  # after a failed call, while the run trains
-TRIES, PAUSE_SECONDS = 3, 1.0  # of a call that fails while the end of the run waits for it
-PROGRESS_SECONDS = 10.0
-STALLED_SECONDS = 300.0  # the end of a run waits as long as calls succeed; one large file may take minutes
-STOP_SECONDS = 10.0
+RETRY_SECONDS = 30.0  # between failed calls while the run trains
+TRIES, PAUSE_SECONDS = 3, 1.0  # for a call that fails while the end of the run waits for it
+PROGRESS_SECONDS = 10.0  # between messages while the end of the run waits
+STALLED_SECONDS = 300.0  # without a successful call the end of the run stops waiting; one large file may take minutes
+STOP_SECONDS = 10.0  # for the thread to end
 
 
 class RunGone(RunError):
-    """The store has no such run any more."""
+    """The store no longer has the run."""
 
 
 class _Sender:
-    """Makes the store calls of one run, in a thread of its own, so that training never waits for a store.
+    """Makes the store calls of one run in a separate thread, so that training never waits for a store.
 
-    Python raises signals in the main thread only, so that none cuts a transaction. The threads share `SimpleQueue`s,
-    because Ctrl-C could leave a `threading` lock locked. A call that fails is repeated; while the run trains, the other
-    calls go first. The thread ends with the run, so that no later fork meets it.
+    Python raises signals in the main thread only, so no signal aborts a transaction of this thread. The threads share
+    `SimpleQueue`s, because Ctrl-C could leave a `threading` lock locked. A failed call is repeated; while the run
+    trains, the other calls go first. The thread ends with the run, before any later fork.
     """
 
     def __init__(self) -> None:
@@ -67,18 +76,18 @@ class _Sender:
         self._thread.start()
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Have the call made; it may be made twice."""
+        """Queue a call. It must be safe to make it twice."""
         self._calls.put(call)
 
     def flush(self, signals: Sequence[int] = ()) -> None:
-        """Wait until all calls have succeeded, and tell how many are left.
+        """Wait until all calls have succeeded, and print how many are left.
 
         Args:
-            signals: the waiting ends when a signal is added to it, at the first report of progress or later.
+            signals: a list to which a signal handler adds; after `PROGRESS_SECONDS` a signal ends the wait.
 
         Raises:
-            RunError: no call succeeded for a long time, or a signal came.
-            Exception: of a call that failed `TRIES` times.
+            RunError: no call succeeded for `STALLED_SECONDS`, or a signal came.
+            Exception: the error of a call that failed `TRIES` times.
         """
         answers = self._answers = SimpleQueue()
         self._flushing = True
@@ -99,12 +108,12 @@ class _Sender:
                 raise RunError(f"nothing arrived for {STALLED_SECONDS:.0f} s, calls left: {self._left()}")
             if now - reported > PROGRESS_SECONDS:
                 reported = now
-                print(f"tracking: the store is slow, calls left: {self._left()}; Ctrl-C ends this", file=sys.stderr)
+                say(f"tracking: the store is slow, calls left: {self._left()}; Ctrl-C ends the wait", sys.stderr)
             if signals and now - began > PROGRESS_SECONDS:
                 raise RunError(f"interrupted, calls left: {self._left()}")
 
     def stop(self) -> None:
-        """End the thread after the call that it makes at the moment."""
+        """End the thread after its current call."""
         self._stopped = True
         self._wake.put(None)
         self.submit(lambda: None)
@@ -130,14 +139,14 @@ class _Sender:
                 self._wake.get(timeout=RETRY_SECONDS)
 
     def _attempt(self, call: Callable[[], object]) -> Exception | None:
-        """Make a call, several times if `flush` waits for it; returns why it failed."""
+        """Make a call, up to `TRIES` times if `flush` waits for it; returns its last error."""
         for left in reversed(range(TRIES)):
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - whatever it is, a thread that died of it would lose the rest
-                if not self._flushing and first_line(error) != self._complaint:
-                    self._complaint = first_line(error)
-                    print(f"tracking: not sent yet, the local record has it: {self._complaint}", file=sys.stderr)
+            except Exception as error:  # noqa: BLE001 - an error that ended the thread would lose all later calls
+                if not self._flushing and store_message(error) != self._complaint:
+                    self._complaint = store_message(error)
+                    say(f"tracking: not sent yet, the local record has it: {self._complaint}", sys.stderr)
                 if not (left and self._flushing) or isinstance(error, RunError):
                     return error
                 time.sleep(PAUSE_SECONDS)
@@ -147,11 +156,11 @@ class _Sender:
 
 
 class RunLog:
-    """Records one run, in its folder `home` and in the store.
+    """Records one run in its folder `home` and in the store.
 
-    `record` has its metrics, `folder` takes the files that become artifacts, `checkpoints` what a run that died
-    continues from. What the record has of a step stays, also when it is computed again: no row is ever doubled.
-    No call but `model`, `flush` and `close` waits for the store.
+    `record` is the file of metrics, `folder` holds the files that become artifacts, `checkpoints` those from which a
+    run is resumed. A step is recorded once: its first row stays when a resumed run computes the step again. Only
+    `model`, `flush` and `close` wait for the store.
     """
 
     def __init__(self, store: Store, run_id: str, home: Path) -> None:
@@ -161,26 +170,26 @@ class RunLog:
         self._client = mlflow.MlflowClient(store.uri)
         self.record = home / "metrics.jsonl"
         self._rows = _read_record(self.record)
-        self._unwritten = b""  # rows of the record for which the disk had no room
-        self._unsent: deque[tuple[int, str | None]] = deque()  # steps; the model that a row's metrics also belong to
+        self._unwritten = b""  # rows for which the disk had no room
+        self._unsent: deque[tuple[int, str | None]] = deque()  # step, id of the model that has the metrics too
         self._tags: deque[Mapping[str, str]] = deque()
         self._files: set[Path] = set()
         self._sender = _Sender()
 
     @property
     def epochs(self) -> int:
-        """How many the record has: none, when the run is new."""
+        """Number of epochs in the record; 0 for a new run."""
         return max(self._rows, default=0)
 
     def metrics(self, step: int, metrics: Mapping[str, float], *, weights: str | None = None) -> None:
-        """Append metrics to the local record and have them sent.
+        """Append metrics to the local record and queue them for sending.
 
         Args:
-            step: the epoch, from 1; 0 for what belongs to no epoch.
-            metrics: names and values.
-            weights: digest of the weights after the epoch, for the record alone: MLflow has numbers only.
+            step: the epoch, from 1; 0 for metrics of the whole run.
+            metrics: values by name.
+            weights: digest of the weights after the epoch, kept in the record only because MLflow stores numbers.
         """
-        with delayed_signals():  # a row is in the record and handed over, or neither
+        with delayed_signals():  # so that a row is both recorded and queued, or neither
             if step not in self._rows:
                 row = {"step": step, "time": time.time()} | ({"weights": weights} if weights is not None else {})
                 self._rows[step] = row | {name: float(value) for name, value in metrics.items()}
@@ -196,26 +205,26 @@ class RunLog:
                 try:
                     if record.write(self._unwritten) < len(self._unwritten):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(record.fileno())  # else a loss of power could leave a row in the store alone
+                    os.fsync(record.fileno())  # else after a power failure the store could have rows that this lacks
                 except OSError:
-                    record.truncate(whole)  # the next row must not continue half a row
+                    record.truncate(whole)  # else the next row would continue half a row
                     raise
             self._unwritten = b""
-        except OSError as error:  # a full disk is no reason to lose the training
-            print(f"tracking: {self.record} not written: {first_line(error)}", file=sys.stderr)
+        except OSError as error:  # a full disk does not stop the training
+            say(f"tracking: {self.record} not written: {store_message(error)}", sys.stderr)
 
     def _send_rows(self) -> None:
-        """Send the oldest unsent rows, as many as one call may carry. The store never doubles a row that it has."""
+        """Send the oldest unsent rows, at most 1,000 metrics. The store ignores a metric that it already has."""
         metrics: list[Metric] = []
-        steps: set[int] = set()  # a row that is sent again, for its model, needs a call of its own
+        steps: set[int] = set()  # a step that is sent again with its model's id needs a second call
         while len(steps) < len(self._unsent):
             step, model_id = self._unsent[len(steps)]
             row = self._rows[step]
             names = row.keys() - {"step", "time", "weights"}
             if step in steps or len(metrics) + len(names) > 1000:
                 break
-            sent_as = int(row["time"] * 1000)  # the store knows a row that it already has by its time and value
-            metrics += [Metric(name, row[name], sent_as, step, model_id=model_id) for name in sorted(names)]
+            milliseconds = int(row["time"] * 1000)  # with step and value it identifies a metric in the store
+            metrics += [Metric(name, row[name], milliseconds, step, model_id=model_id) for name in sorted(names)]
             steps.add(step)
         if steps:
             self._client.log_batch(self.run_id, metrics=metrics)
@@ -223,7 +232,14 @@ class RunLog:
             self._unsent.popleft()
 
     def dataset(self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Name the data under the run's Datasets; MLflow keeps 36 characters of the fingerprint, the tag keeps all."""
+        """Log the data set as the run's input; MLflow keeps 36 characters of the fingerprint, the run's tag keeps all.
+
+        Args:
+            name: of the data set.
+            source: path or address.
+            fingerprint: SHA-256 of images, labels and splits, hexadecimal.
+            shapes: of the images, by split.
+        """
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
         context = InputTag("mlflow.data.context", "training")
@@ -231,7 +247,7 @@ class RunLog:
         def log() -> None:
             try:
                 self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
-            except MlflowException:  # another run may have added the same data set between MLflow's look and its write
+            except MlflowException:  # another run added the same data set between MLflow's query and its insert
                 self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
 
         self._sender.submit(log)
@@ -248,7 +264,7 @@ class RunLog:
             self._tags.popleft()
 
     def upload(self) -> None:
-        """Queue the new files in `folder` for sending. They are deleted only after the store has all of them."""
+        """Queue the new files in `folder` for sending. `close` deletes them after the store has all of them."""
         for path in sorted(set(self.folder.rglob("*")) - self._files):
             if path.is_file():
                 self._files.add(path)
@@ -256,12 +272,12 @@ class RunLog:
 
     def _send_file(self, path: Path) -> None:
         parent = path.parent.relative_to(self.folder).as_posix()
-        with tempfile.TemporaryDirectory() as alone:  # a kill within `log_artifact` leaves a stray file in the store
+        with tempfile.TemporaryDirectory() as alone:  # a kill during `log_artifact` leaves a stray file in the store
             shutil.copy2(path, alone)
             self._client.log_artifacts(self.run_id, alone, parent if parent != "." else None)
 
     def _send_missing(self) -> None:
-        """Send the files again that the store lacks: its artifact folder may have been deleted in the meantime."""
+        """Send again each file that the store lacks, because its artifact folder may have been deleted meanwhile."""
         missing = self._missing()
         for path in missing:
             self._send_file(path)
@@ -270,8 +286,8 @@ class RunLog:
             raise RunError(f"{len(missing)} of {len(self._files)} files did not arrive: {names[:300]}")
 
     def _missing(self) -> list[Path]:
-        """The files that the store does not have in full."""
-        sizes: dict[str, int | None] = {}  # None: the store does not tell
+        """The files that the store lacks, or has with another size."""
+        sizes: dict[str, int | None] = {}  # bytes; None if the store does not report them
         folders: list[str | None] = [None]
         while folders:
             for entry in self._client.list_artifacts(self.run_id, folders.pop()):
@@ -283,24 +299,24 @@ class RunLog:
         return [path for path, size in found if size not in (None, path.stat().st_size)]
 
     def model(self, model: Any, example: np.ndarray, classes: int, requirements: list[str]) -> None:
-        """Log a Keras model as a servable MLflow model with the metrics of step 0, its SavedModel as an artifact.
+        """Log a Keras model as an MLflow model that can be served, with the metrics of step 0 and its SavedModel.
 
         Args:
-            model: uint8 images in, float32 logits out.
-            example: uint8 (n, height, width, channels), stored as the input example.
+            model: uint8 images to float32 logits.
+            example: uint8 images (n, height, width, channels), stored as the input example.
             classes: width of the logits.
-            requirements: pip requirements of whoever serves it; inferring them would start a process for 10 s.
+            requirements: pip requirements for serving; if MLflow inferred them, it would start a process for 10 s.
 
         Raises:
-            RunError: the store does not take it.
+            RunError: the store rejects the model.
         """
         signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),  # a name would make a dict of it
+            Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),  # with a name it would be a dict
             Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
         )
 
         def save_model(path: str, validate_serving_input: bool, **settings: Any) -> None:
-            Path(path).mkdir()  # mlflow.keras writes the example before it makes the folder
+            Path(path).mkdir()  # mlflow.keras writes the example before it creates the folder
             mlflow.keras.save_model(model, path, save_exported_model=True, **settings)
             shutil.copytree(Path(path, "data", "model"), self.folder / "saved_model")
 
@@ -315,25 +331,29 @@ class RunLog:
                     signature=signature,
                     input_example=example,
                     pip_requirements=requirements,
-                    validate_serving_input=False,  # it would load the model again; a test serves one
+                    validate_serving_input=False,  # it would load the model again; a test serves a model instead
                 )
         except STORE_ERRORS as error:
-            raise RunError(f"the model could not be stored: {first_line(error)}{self.way_on()}") from error
+            raise RunError(f"the model could not be stored: {store_message(error)}{self.resume_hint()}") from error
         self._unsent.append((0, logged.model_id))
         self._sender.submit(self._send_rows)
 
-    def way_on(self) -> str:
-        """For an error message: how to finish a run that has been trained and evaluated."""
+    def resume_hint(self) -> str:
+        """How to finish a run that was evaluated but not stored, for an error message; empty for other runs."""
         if 0 not in self._rows or not self.checkpoints.is_dir():
             return ""
         return "; the same command, or resume=" + self.run_id + ", finishes it without training again"
 
     def flush(self) -> None:
-        """Wait until the store has all that was recorded, but the files that `upload` was not called for."""
+        """Wait until the store has all metrics and tags, and all files for which `upload` was called."""
         self._sender.flush()
 
     def close(self, status: str, signals: Sequence[int]) -> None:
-        """End the run as FINISHED, FAILED or KILLED with all that is unsent; raises when the store does not take it."""
+        """Send the rest and end the run as FINISHED, FAILED or KILLED.
+
+        Raises:
+            Exception: the store rejects a call, as in `_Sender.flush`.
+        """
         if self.record.exists():
             shutil.copy2(self.record, self.folder)
         self.upload()
@@ -351,16 +371,16 @@ class RunLog:
         if path is None:
             self._client.get_run(self.run_id)
             return
-        try:  # MLflow's connections may be to a file that was deleted
+        try:  # a second connection, because MLflow's may be to a file that was deleted
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 found = connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", [self.run_id]).fetchone()
         except sqlite3.Error as error:
-            raise RunGone(f"{path} was deleted or replaced: {first_line(error)}") from error
+            raise RunGone(f"{path} was deleted or replaced: {store_message(error)}") from error
         if found is None:
             raise RunGone(f"{path} was deleted or replaced: it has no such run")
 
     def give_up(self, status: str) -> None:
-        """End the run without what the store did not take."""
+        """End the run without the calls that the store did not accept."""
         self._sender.stop()
         with suppress(*STORE_ERRORS):
             self._client.set_terminated(self.run_id, status)
@@ -375,19 +395,19 @@ def tracked_run(
     output: Path,
     resume: str | bool = False,
 ) -> Iterator[RunLog]:
-    """A run from start to end: FINISHED, FAILED with its traceback as an artifact, or KILLED by Ctrl-C or a signal.
+    """Record a run: it ends FINISHED, FAILED with its traceback as an artifact, or KILLED by Ctrl-C or a signal.
 
     Args:
-        store: where it is recorded.
+        store: where the run is recorded.
         name: of a new run.
-        params: of a new run; one that is continued keeps those that it was begun with.
-        tags: of the run; among them `identity`.
+        params: of a new run. A resumed run keeps its own; those that differ cannot change its result.
+        tags: of the run; they include `identity`.
         output: folder for the local record of a new run.
-        resume: id of the run to continue, or whether to continue one of the same identity that was killed.
+        resume: id of the run to resume, or whether to resume an interrupted run of the same identity.
 
     Raises:
-        StoreError: the store does not take the run, or the run asked for cannot be continued.
-        RunError: it took the start of the run but not the rest; the message says where the record is.
+        StoreError: the store rejects the run, or the run cannot be resumed.
+        RunError: the store accepted the start of the run but not the rest; the message names the local record.
     """
     mlflow.set_tracking_uri(store.uri)
     tags = {**tags, "process": process()}
@@ -404,9 +424,8 @@ def tracked_run(
         log = RunLog(store, run.run_id, _home(store.uri, run))
         status = "FINISHED"
         try:
-            shutil.rmtree(log.folder, ignore_errors=True)  # of a run that died: not all, perhaps
+            shutil.rmtree(log.folder, ignore_errors=True)  # a run that died may have left some of its files
             log.folder.mkdir(parents=True)
-            # A continued run keeps the params that it has: those that differ cannot change its result.
             missing = [Param(key, value) for key, value in params.items() if key not in run.params]
             client.log_batch(run.run_id, params=missing)
             held.close()
@@ -416,10 +435,10 @@ def tracked_run(
             raise
         except BaseException as error:
             status = "FAILED"
-            with suppress(OSError):  # what went wrong matters more
+            with suppress(OSError):  # the user must see the first error
                 (log.folder / "traceback.txt").write_text(redact(traceback.format_exc()), encoding="utf-8")
             if isinstance(error, (MlflowException, SQLAlchemyError)):
-                raise RunError(f"tracking.uri={store.uri} stopped working: {first_line(error)}") from error
+                raise RunError(f"tracking.uri={store.uri} stopped working: {store_message(error)}") from error
             raise
         finally:
             _close(log, status)
@@ -428,9 +447,9 @@ def tracked_run(
 
 
 def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo | None, BaseFileLock | None]:
-    """The run wanted, else the newest of this identity that was killed, or that failed after its evaluation.
+    """The wanted run, else the newest of this identity that was killed, or that failed after its evaluation.
 
-    With a lock that keeps others off it.
+    A lock is returned with it, so that no other process resumes the same run.
     """
     client = mlflow.MlflowClient(store.uri)
     if isinstance(wanted, str):
@@ -449,7 +468,7 @@ def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo
 
 
 def _home(uri: str, run: RunInfo) -> Path:
-    """Where the run's local record is, in a folder of its own; also when that was moved together with the store."""
+    """Folder of the run's local record, also after it was moved together with the store."""
     path, output = database.file_of(uri), run.tags["output"]
     if path is not None:
         output = database.moved_with(output, run.artifact_uri, path)
@@ -457,6 +476,7 @@ def _home(uri: str, run: RunInfo) -> Path:
 
 
 def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFileLock:
+    """Lock a run that can be resumed here; raises RequestError with the reason if it cannot."""
     if run.tags.get("identity") != identity:
         raise RequestError("it was made by other code, versions, data, threads or device than these")
     home = _home(client.tracking_uri, run)
@@ -465,7 +485,7 @@ def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFile
     lock = FileLock(home / "lock", timeout=0)
     with suppress(Timeout):
         lock.acquire()
-    status = client.get_run(run.run_id).info.status  # once the lock is ours nobody else changes it
+    status = client.get_run(run.run_id).info.status  # no other process changes it after we have the lock
     if lock.is_locked and status in ("KILLED", "FAILED"):
         return lock
     lock.release()
@@ -473,7 +493,7 @@ def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFile
 
 
 def _reopen(client: mlflow.MlflowClient, run: RunInfo, tags: Mapping[str, str]) -> None:
-    """Have a run look alive again, without the model that it may have logged before it died."""
+    """Set a run to RUNNING, and delete the model that it may have logged before it died."""
     client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.update_run(run.run_id, status="RUNNING")
     mine = f"source_run_id = '{run.run_id}'"
@@ -482,29 +502,27 @@ def _reopen(client: mlflow.MlflowClient, run: RunInfo, tags: Mapping[str, str]) 
 
 
 def end_dead_runs(store: Store) -> None:
-    """Mark as KILLED what looks alive in the experiment although its process, on this host, is gone."""
-    client = mlflow.MlflowClient(store.uri)
-    with store_errors(store.uri):
-        for run in search_runs(store, "attributes.status = 'RUNNING' and tags.process != ''", deleted=False):
-            if is_gone(run.tags["process"]):
-                with uninterrupted(store):
-                    client.set_terminated(run.run_id, "KILLED")
+    """Mark as KILLED the runs of the experiment whose process, on this host, has died."""
+    for run in search_runs(store, "attributes.status = 'RUNNING' and tags.process != ''", deleted=False):
+        if is_gone(run.tags["process"]):
+            with writing(store) as client:
+                client.set_terminated(run.run_id, "KILLED")
 
 
 def _read_record(path: Path) -> dict[int, dict[str, Any]]:
-    """The rows of a local record by step. Lines that a kill or a full disk left torn are removed from the file."""
+    """The rows of a local record by step. Partial lines, left by a kill or a full disk, are removed from the file."""
     content = path.read_bytes() if path.exists() else b""
     rows = {line: _row(line) for line in content.splitlines(keepends=True)}
     whole = b"".join(line for line, row in rows.items() if row is not None)
     if whole != content:
-        with path.open("r+b") as record:  # in place, because a full disk has no room for a second file
+        with path.open("r+b") as record:  # in place, because a full disk has no room for a copy
             record.write(whole)
             record.truncate()
     return {row["step"]: row for row in rows.values() if row is not None}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of a local record; None when it is not a whole row."""
+    """Parse a line of a local record; None for a partial line."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -513,12 +531,13 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def context_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags with those that MLflow adds, such as the repository's address; all without the secrets they may show."""
+    """Add MLflow's own tags, such as the repository's address, and redact all of them."""
     found: dict[str, str] = mlflow.tracking.context.registry.resolve_tags(dict(tags))
     return {key: redact(text) for key, text in found.items()}
 
 
 def _close(log: RunLog, status: str) -> None:
+    """End a run; Ctrl-C is delayed meanwhile. Raises RunError if a finished run could not be stored."""
     try:
         with delayed_signals() as signals:
             try:
@@ -527,8 +546,8 @@ def _close(log: RunLog, status: str) -> None:
                 log.give_up("KILLED" if signals else "FAILED" if status == "FINISHED" else status)
                 raise
     except (*STORE_ERRORS, RunError) as error:
-        message = f"the tracking store did not take the end of run {log.run_id}: its record is in {log.record.parent}"
+        message = f"the tracking store did not accept the end of run {log.run_id}: its record is in {log.record.parent}"
+        message += f": {store_message(error)}"
         if status == "FINISHED":
-            way_on = "" if isinstance(error, RunGone) else log.way_on()
-            raise RunError(f"{message}: {first_line(error)}{way_on}") from error
-        print(f"{message}: {first_line(error)}", file=sys.stderr)  # what ended the run matters more
+            raise RunError(message + ("" if isinstance(error, RunGone) else log.resume_hint())) from error
+        say(message, sys.stderr)  # the error that ended the run is raised instead

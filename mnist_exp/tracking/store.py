@@ -230,8 +230,8 @@ def store_errors(uri: str, query: str = "") -> Iterator[None]:
         yield
     except STORE_ERRORS as error:
         if query and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-            raise StoreError(f"{query!r} is no filter string of MLflow: {first_line(error)}") from error
-        raise StoreError(f"tracking.uri={uri} cannot be used: {first_line(error)}") from error
+            raise StoreError(f"{query!r} is no filter string of MLflow: {store_message(error)}") from error
+        raise StoreError(f"tracking.uri={uri} cannot be used: {store_message(error)}") from error
 
 
 @contextmanager
@@ -262,6 +262,13 @@ def uninterrupted(store: Store) -> AbstractContextManager[object]:
     return nullcontext() if store.is_server else delayed_signals()
 
 
+@contextmanager
+def writing(store: Store) -> Iterator[mlflow.MlflowClient]:
+    """A client for writes: Ctrl-C does not interrupt them, and their errors become a `StoreError`."""
+    with store_errors(store.uri), uninterrupted(store):
+        yield mlflow.MlflowClient(store.uri)
+
+
 def membership_tag(sweep: str) -> str:
     """Name of the tag that holds the numbers of a run's jobs in the sweep."""
     return f"sweep.{sweep}"
@@ -272,7 +279,7 @@ def sweep_filter(sweep: str) -> str:
     return f"tags.`{membership_tag(sweep)}` != '' and tags.kind = 'run'"
 
 
-def first_line(error: BaseException) -> str:
+def store_message(error: BaseException) -> str:
     """First line of an error, without secrets and without the class that SQLAlchemy puts before it."""
     text = re.sub(r"^\([\w.]+\) ", "", str(error).strip())  # SQLAlchemy's prefix: the driver's class of the error
     lines = [line for line in text.splitlines() if line.strip()]
