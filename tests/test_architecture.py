@@ -39,6 +39,7 @@ LIBRARIES = {
     "optuna": {"sweep"},
     "matplotlib": {"figures"},
     "scipy": {"analysis/statistics"},
+    "jinja2": {"analysis/render"},
     "rich": {"console"},
     "psutil": {"provenance"},
 }

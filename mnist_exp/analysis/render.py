@@ -1,52 +1,21 @@
 """A document as text, as Markdown, or as one HTML file that opens anywhere, without a network."""
 
 import html
+import re
 import textwrap
 from collections.abc import Sequence
 
-from mnist_exp.analysis.report import Block, Grid, Heading, Picture, Text
+import jinja2
+
+from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.console import printable
+from mnist_exp.figures.style import DARK, LIGHT
 
 WIDTH = 110  # of running text, in letters
 
-STYLE = """
-:root { color-scheme: light dark;
-  --paper: #fff; --ink: #1b1b1b; --muted: #595959; --grid: #e5e5e5; --blue: #0072b2; --sky: #56b4e9 }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181c; --ink: #e8e8e8; --muted: #a8a8a8; --grid: #363a40; --blue: #5db4ee; --sky: #c3e8ff }
-}
-body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 76rem;
-  margin: 2rem auto; padding: 0 1rem }
-h1, h2 { line-height: 1.2 }
-h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--grid) }
-p { max-width: 60rem; overflow-wrap: anywhere }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); text-align: left }
-@media screen {
-  div { overflow-x: auto }
-  th, td { white-space: nowrap }
-}
-.n { text-align: right }
-figure { margin: 1.5rem 0; display: inline-block; vertical-align: top; max-width: 100% }
-figcaption { color: var(--muted); font-size: 13px; max-width: 44rem }
-.white { background: #fff; color: #000; max-width: 40rem }
-svg { max-width: 100%; height: auto }
-svg text { fill: currentColor }
-@page { size: A4 landscape; margin: 12mm }
-@media print {
-  :root { --paper: #fff; --ink: #000; --muted: #595959; --grid: #e5e5e5; --blue: #0072b2; --sky: #56b4e9 }
-  table { font-size: 10px }
-  th, td { padding: .15rem .4rem }
-  figure, tr { break-inside: avoid }
-  h2 { break-after: avoid }
-}
-"""
-# Whatever slipped through the escaping could neither run nor load anything.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
 
 def as_text(document: Sequence[Block]) -> str:
-    """For a terminal."""
+    """The document for a terminal, without its pictures."""
     lines: list[str] = []
     for block in document:
         if isinstance(block, Heading):
@@ -61,18 +30,13 @@ def as_text(document: Sequence[Block]) -> str:
 
 def _aligned(grid: Grid) -> list[str]:
     rows = [[printable(cell) for cell in row] for row in (grid.header, *grid.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if column >= grid.numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    sides = ["<" if column < grid.numbers else ">" for column in range(len(grid.header))]
+    forms = [f"{side}{max(map(len, cells))}" for side, cells in zip(sides, zip(*rows, strict=True), strict=True)]
+    return ["  ".join(map(format, row, forms)).rstrip() for row in rows]
 
 
 def as_markdown(document: Sequence[Block]) -> str:
-    """For a README or an issue."""
+    """The document for a README or an issue, without its pictures."""
     lines: list[str] = []
     for block in document:
         if isinstance(block, Heading):
@@ -87,34 +51,13 @@ def as_markdown(document: Sequence[Block]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    kept = html.escape(printable(text), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in kept)
+    """The text, escaped so that Markdown shows it unchanged."""
+    return re.sub(r"[\\`*_\[\]|#]", r"\\\g<0>", html.escape(printable(text), quote=False))
 
 
 def as_html(document: Sequence[Block], title: str) -> str:
-    """One file that needs nothing else: no script, no font, no picture beside it."""
-    head = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-    )
-    body = "\n".join(_element(block) for block in document)
-    return f"{head}\n<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
-
-
-def _element(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h2>{html.escape(block.text)}</h2>"
-    if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Picture):
-        paper = ' class="white"' if block.on_white else ""
-        return f"<figure><div{paper}>{block.svg}</div><figcaption>{html.escape(block.caption)}</figcaption></figure>"
-
-    def line(cells: Sequence[str], name: str) -> str:
-        kinds = [' class="n"' if column >= block.numbers else "" for column in range(len(cells))]
-        return "<tr>" + "".join(f"<{name}{k}>{html.escape(c)}</{name}>" for k, c in zip(kinds, cells, strict=True))
-
-    lines = [line(block.header, "th"), *(line(row, "td") for row in block.rows)]
-    return f"<div><table>{''.join(lines)}</table></div>"
+    """The document as one HTML file that refers to no other file: no script, no font, no image beside it."""
+    loader = jinja2.PackageLoader("mnist_exp.analysis", "")
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
+    blocks = [(type(block).__name__, block) for block in document]
+    return template.render(title=title, blocks=blocks, light=LIGHT, dark=DARK) + "\n"

@@ -27,9 +27,8 @@ MARKERS = "osD^vPX"
 FONT = 11
 MAX_LABEL = 40  # letters
 MAX_TICKS = 8  # of more values the axis chooses its own
-# What a page may turn around; see the style sheet in `report`. Text within a heat map's cells must stay as it is.
-THEMED = {"#000000": "currentColor", "#ffffff": "var(--paper)", GRID: "var(--grid)", "#595959": "var(--muted)"}
-THEMED |= {"#0072b2": "var(--blue)", "#56b4e9": "var(--sky)"}
+# In an SVG these colours become the report's CSS variables. Text in the cells of a heat map keeps its own colours.
+THEMED = {"#000000": "currentColor"} | {style.LIGHT[name]: f"var(--{name})" for name in style.LIGHT if name != "ink"}
 IN_CELL = ("#010101", "#fefefe")
 
 
