@@ -15,8 +15,10 @@ import pytest
 from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
-ORDER = """getting-started.md comparing.md README.md sweeps.md search.md resuming.md presets.md extending.md reproducing.md
-notebook.md""".split()
+ORDER = [
+    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "search.md"),
+    *("resuming.md", "presets.md", "extending.md", "reproducing.md", "notebook.md"),
+]
 NOT_RUN = {  # how a command begins, and why no test runs it
     "python3 -m venv": ".ci/run installs the package and runs the command after it",
     ".venv/bin/pre-commit": "changes the hooks of the checkout",
