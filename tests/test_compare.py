@@ -152,7 +152,7 @@ def test_runs_are_chosen_by_filter_id_and_tag(said, filled):
     [
         (["--sweep", "x"], "there is no sweep 'x'; the newest are: s1"),
         (["--experiment", "x"], "has no experiment 'x'; it has: Default, mnist_exp"),
-        (["--filter", "x y"], "'x y' is no filter string of MLflow: Invalid clause"),
+        (["--filter", "x y"], "'x y' is not a filter string of MLflow: Invalid clause"),
         (["--uri", "sqlite:///none.db"], "there is no file "),
         (["--by", "seed"], "--by must name one setting that varies, got 'seed'; there are: optimizer.learning_rate"),
         (["--metric", "test_accuracy"], "--metric must not be one of the test set"),

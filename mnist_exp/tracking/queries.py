@@ -14,11 +14,11 @@ from mlflow.entities import Run, ViewType
 from mnist_exp.provenance import is_here
 from mnist_exp.tracking import database
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.store import Store, existing, reader, resolve_uri, store_errors
+from mnist_exp.tracking.store import Store, existing, reading, resolve_uri
 
 
 class RunInfo(NamedTuple):
-    """A run as the store has it, without its curves and artifacts."""
+    """A run in the store, without its curves and artifacts."""
 
     run_id: str
     name: str
@@ -34,12 +34,10 @@ class RunInfo(NamedTuple):
 
 
 def run_info(run: Run) -> RunInfo:
-    """Convert a run of MLflow's."""
+    """Convert MLflow's type."""
     info, data = run.info, run.data
-    # A database keeps infinity as the largest float.
-    metrics = {
-        key: math.copysign(math.inf, x) if abs(x) >= sys.float_info.max else x for key, x in data.metrics.items()
-    }
+    largest = sys.float_info.max  # as which MLflow stores infinity in a database
+    metrics = {key: math.copysign(math.inf, x) if abs(x) >= largest else x for key, x in data.metrics.items()}
     return RunInfo(
         info.run_id,
         info.run_name or "",
@@ -63,8 +61,7 @@ def find_run(uri: str | None, wanted: str) -> RunInfo:
     """
     uri = existing(uri)
     found: list[Run] = []
-    with store_errors(uri):
-        client = reader(uri)
+    with reading(uri) as client:
         stages = {e.experiment_id: e.lifecycle_stage for e in client.search_experiments(ViewType.ALL)}
         if re.fullmatch("[0-9a-f]{1,32}", wanted):
             found = list(client.search_runs(list(stages), f"attributes.run_id LIKE '{wanted}%'", ViewType.ALL))
@@ -89,15 +86,15 @@ def find_run(uri: str | None, wanted: str) -> RunInfo:
 
 
 def is_own(uri: str | None, tags: Mapping[str, str]) -> bool:
-    """Whether this machine recorded a run, given by its tags, in a store that is a file: its code is the user's."""
+    """Whether this machine recorded the run with these tags in a store that is a file, so that its code is trusted."""
     return database.file_of(resolve_uri(uri)) is not None and is_here(tags.get("process", ""))
 
 
 def find_finished(uri: str | None, wanted: str) -> str:
-    """The id of the run whose weights another one is to begin with.
+    """The id of the run that provides the initial weights of another one.
 
     Raises:
-        StoreError: there is no such run, or it did not finish.
+        StoreError: the run does not exist, or did not finish.
     """
     run = find_run(uri, wanted)
     if run.status != "FINISHED":
@@ -116,8 +113,8 @@ def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data
     parameters = {"model": model, "optimizer": optimizer, "trainer.batch_size": batch_size}
     query = " and ".join(f"params.`{key}` = '{value}'" for key, value in parameters.items())
     query += " and tags.kind = 'run' and attributes.status = 'FINISHED'"
-    with store_errors(store.uri):
-        found = reader(store.uri).search_runs([store.experiment_id], query, max_results=50)
+    with reading(store.uri) as client:
+        found = client.search_runs([store.experiment_id], query, max_results=50)
     return [run for run in map(run_info, found) if run.tags.get("data.name") == data]
 
 
@@ -125,24 +122,24 @@ def search_runs(store: Store, query: str = "", *, deleted: bool = True) -> list[
     """The runs of the experiment that match MLflow's filter string, newest first.
 
     Args:
-        store: where they are looked for.
+        store: with the experiment.
         query: MLflow's filter string; empty for all runs.
-        deleted: whether deleted runs are included.
+        deleted: whether to include deleted runs.
 
     Raises:
-        StoreError: the store cannot be read, or the query is not in MLflow's language.
+        StoreError: the store cannot be read, or MLflow rejects the query.
     """
     view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     runs: list[RunInfo] = []
     page: str | None = None
     collecting = gc.isenabled()
-    gc.disable()  # of the 5 s that 2,000 runs took it looked 3 s for garbage among SQLAlchemy's rows
+    gc.disable()  # 2,000 runs took 5 s, 3 s of them for garbage collection among SQLAlchemy's rows
     try:
-        while page != "":
-            with store_errors(store.uri, query):
-                found = reader(store.uri).search_runs([store.experiment_id], query, view, 500, page_token=page)
-            runs += map(run_info, found)
-            page = found.token or ""
+        with reading(store.uri, query) as client:
+            while page != "":
+                found = client.search_runs([store.experiment_id], query, view, 500, page_token=page)
+                runs += map(run_info, found)
+                page = found.token or ""
     finally:
         if collecting:
             gc.enable()
@@ -150,14 +147,12 @@ def search_runs(store: Store, query: str = "", *, deleted: bool = True) -> list[
 
 
 def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str, bytes]:
-    """Those of the named artifacts that a run has; of a folder the files, as `folder/file`.
+    """Contents of the named artifacts that the run has; a folder gives its files, as `folder/file`.
 
     Raises:
         StoreError: they cannot be read.
     """
-    uri = resolve_uri(uri)
-    with store_errors(uri), tempfile.TemporaryDirectory() as scratch:
-        client = reader(uri)
+    with reading(uri) as client, tempfile.TemporaryDirectory() as scratch:
         for entry in client.list_artifacts(run_id):
             if entry.path in names:
                 client.download_artifacts(run_id, entry.path, scratch)
@@ -166,37 +161,35 @@ def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str
 
 
 def place_of_artifacts(uri: str | None, run_id: str) -> str:
-    """Where the artifacts of a run are looked for.
+    """Location of a run's artifacts, for messages.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    uri = resolve_uri(uri)
-    with store_errors(uri):
-        location = str(reader(uri).get_run(run_id).info.artifact_uri)
-    path = database.file_of(uri)
+    with reading(uri) as client:
+        location = str(client.get_run(run_id).info.artifact_uri)
+    path = database.file_of(resolve_uri(uri))
     return location if path is None else database.lies_at(location, path)
 
 
 def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:
-    """Copy an artifact of a run into a folder; returns where it is there.
+    """Copy an artifact of a run into a folder; returns the path of the copy.
 
     Raises:
-        StoreError: the run has none of that name, or it cannot be read.
+        StoreError: the run has no such artifact, or it cannot be read.
     """
-    uri = resolve_uri(uri)
-    with store_errors(uri):
-        return Path(reader(uri).download_artifacts(run_id, name, str(folder)))
+    with reading(uri) as client:
+        return Path(client.download_artifacts(run_id, name, str(folder)))
 
 
 def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
-    """A metric of a run by epoch; the last value where an epoch has several."""
-    with store_errors(uri):
-        history = reader(uri).get_metric_history(run_id, metric)
+    """A metric of a run by epoch; the last value if an epoch has several."""
+    with reading(uri) as client:
+        history = client.get_metric_history(run_id, metric)
     return {point.step: point.value for point in sorted(history, key=lambda point: (point.step, point.timestamp))}
 
 
 def artifact_names(uri: str, run_id: str) -> list[str]:
-    """What lies at the top of a run's artifacts."""
-    with store_errors(uri):
-        return [file.path for file in reader(uri).list_artifacts(run_id)]
+    """Names of a run's artifacts: files and folders of the top level."""
+    with reading(uri) as client:
+        return [file.path for file in client.list_artifacts(run_id)]

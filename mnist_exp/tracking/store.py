@@ -1,4 +1,4 @@
-"""Opens a tracking store, and maps the errors of MLflow to one-line errors."""
+"""Opens a tracking store, guards reads and writes, and maps the errors of MLflow to one line."""
 
 import atexit
 import functools
@@ -24,18 +24,20 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking._tracking_service.utils import _get_store
 from sqlalchemy.exc import SQLAlchemyError
 
+from mnist_exp.console import say
+from mnist_exp.errors import first_line
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database
 from mnist_exp.tracking.database import StoreError
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
-logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it prints the traceback of what it also raises
-# What a store raises that is gone, full or not one; ImportError: the driver of a database is not installed.
+logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it also raises the errors whose traceback it logs
+# Raised by a store that is unreachable, full or invalid; ImportError if the driver of a database is not installed.
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 
 
 class _Artifacts(LocalArtifactRepository):
-    """An artifact folder that is found even after it was moved together with the database."""
+    """Finds an artifact folder also after it was moved together with the database."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         path = database.file_of(tracking_uri or "")
@@ -48,7 +50,7 @@ for _scheme in ("", "file"):
 
 
 class Store(NamedTuple):
-    """An open tracking store and the experiment that runs go to."""
+    """An open tracking store, and the experiment that receives the runs."""
 
     uri: str
     experiment: str
@@ -61,14 +63,14 @@ class Store(NamedTuple):
 
     @property
     def ui_command(self) -> str:
-        """What opens the MLflow UI on this store."""
+        """The command that opens MLflow's UI on this store."""
         if self.is_server:
             return f"open {redact(self.uri)}"
         default = database.uri_of(Path.cwd() / "mlflow.db")
         return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {shlex.quote(redact(self.uri))}")
 
     def ui_link(self, sweep: str) -> str:
-        """The charts of a sweep's runs in the UI; without `workflowType` it opens in a mode that hides them."""
+        """Address of the charts of a sweep's runs; without `workflowType` the UI opens in a mode that hides them."""
         host = redact(self.uri) if self.is_server else "http://127.0.0.1:5000"
         runs = quote(sweep_filter(sweep), safe="'")
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
@@ -76,12 +78,12 @@ class Store(NamedTuple):
 
 
 def import_database() -> None:
-    """Import what MLflow, at the first store in a database that it opens, takes half a second for."""
+    """Import the modules that MLflow imports when it first opens a database, which takes half a second."""
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def open_store(uri: str | None, experiment: str) -> Store:
-    """Open, and at first use create, the store and the experiment.
+    """Open the store and the experiment; the first use creates them.
 
     Args:
         uri: an MLflow tracking URI; None means MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in this directory.
@@ -95,7 +97,7 @@ def open_store(uri: str | None, experiment: str) -> Store:
     mlflow.set_tracking_uri(uri)
     with store_errors(uri), nullcontext() if path is None else database.locked(path):
         if path is not None and not (path.exists() and database.is_made(uri, _schema())):
-            _make(path)
+            _create_database(path)
         found = mlflow.get_experiment_by_name(experiment) or _create_experiment(uri, experiment)
         if found.lifecycle_stage != "active":
             raise StoreError(
@@ -103,26 +105,26 @@ def open_store(uri: str | None, experiment: str) -> Store:
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}` or choose another name"
             )
         if path is not None:
-            _settle(found, path)
+            _check_location(found, path)
             _close_at_exit(uri)
     return Store(uri, experiment, found.experiment_id)
 
 
 def resolve_uri(uri: str | None) -> str:
-    """The URI given, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`; with an absolute path."""
+    """The given URI, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`, with an absolute path."""
     return database.resolved(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
 @functools.cache
 def _schema() -> str:
-    """The version of its tables that the installed MLflow wants."""
+    """The schema version that the installed MLflow requires."""
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     return str(_get_latest_schema_revision())
 
 
-def _make(path: Path) -> None:
-    """Have MLflow make its database, whole or not at all."""
+def _create_database(path: Path) -> None:
+    """Create MLflow's database completely or not at all."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with delayed_signals(), database.replacing(path) as new:
@@ -130,7 +132,7 @@ def _make(path: Path) -> None:
 
 
 def _create_experiment(uri: str, name: str) -> Experiment:
-    """Create an experiment whose artifacts lie beside its database, not wherever this process started."""
+    """Create an experiment with its artifacts beside its database, not in this process's working directory."""
     path, client = database.file_of(uri), mlflow.MlflowClient(uri)
     try:
         if path is None:
@@ -145,15 +147,15 @@ def _create_experiment(uri: str, name: str) -> Experiment:
     return client.get_experiment_by_name(name)
 
 
-def _settle(experiment: Experiment, path: Path) -> None:
-    """Have new runs keep their artifacts beside a database that was moved; say where they go if that is elsewhere."""
+def _check_location(experiment: Experiment, path: Path) -> None:
+    """Move the artifact location of new runs beside a database that was moved; warn if it is elsewhere."""
     location = experiment.artifact_location
     here = database.lies_at(location, path)
     if here != location:
         database.set_location(path, experiment.experiment_id, here)
         _say(
             f"{path} was moved here: artifacts go to {here} from now on, not to {location}; "
-            "`python -m mnist_exp.relocate` has MLflow's UI find those of earlier runs too"
+            "after `python -m mnist_exp.relocate` MLflow's UI also finds those of earlier runs"
         )
     elif database.is_outside(location, path):
         _say(f"artifacts go to {location}, which is not beside {path}")
@@ -161,39 +163,38 @@ def _settle(experiment: Experiment, path: Path) -> None:
 
 @functools.cache
 def _close_at_exit(uri: str) -> None:
-    """Have the last process that leaves a database put all that was written into its one file."""
+    """At exit close MLflow's connections, so that SQLite merges its write-ahead log into the database file."""
     atexit.register(_get_store(uri).engine.dispose)
 
 
 @functools.cache
 def _say(text: str) -> None:
-    """Say it once, however often a process opens the store."""
-    print(f"tracking: {text}", file=sys.stderr, flush=True)
+    """Print a message once per process."""
+    say(f"tracking: {text}", sys.stderr)
 
 
 def relocate(uri: str | None) -> tuple[Path, int]:
-    """Have a store that was moved say where its artifacts are now; returns its file and how many runs said otherwise.
+    """Correct the artifact locations in a store that was moved; returns its file and the number of corrected runs.
 
     Raises:
-        StoreError: it is not kept in a file, or that cannot be written.
+        StoreError: the store is not a SQLite file, or cannot be written.
     """
     uri = existing(uri)
     path = database.file_of(uri)
     if path is None:
-        raise StoreError(f"tracking.uri={uri} is no SQLite file: only a store in a file can have been moved")
+        raise StoreError(f"tracking.uri={uri} is not a SQLite file: only a store in a file can be moved")
     with store_errors(uri), delayed_signals():
         return path, database.relocate(path)
 
 
 def find_store(uri: str | None, experiment: str) -> Store:
-    """Open a store to read it; unlike `open_store` this makes neither a database nor an experiment.
+    """Open a store to read it; unlike `open_store` this creates neither a database nor an experiment.
 
     Raises:
-        StoreError: there is no such store or experiment, or it cannot be read.
+        StoreError: the store or experiment does not exist, or cannot be read.
     """
     uri = existing(uri)
-    with store_errors(uri):
-        client = reader(uri)
+    with reading(uri) as client:
         found = client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage != "active":
             names = ", ".join(sorted(e.name for e in client.search_experiments()))
@@ -202,10 +203,10 @@ def find_store(uri: str | None, experiment: str) -> Store:
 
 
 def existing(uri: str | None) -> str:
-    """The URI of a store to be read.
+    """The resolved URI of a store to be read.
 
     Raises:
-        StoreError: its database does not exist, or is not whole; MLflow would make one.
+        StoreError: the database is missing or incomplete, where MLflow would create one.
     """
     uri = resolve_uri(uri)
     path = database.file_of(uri)
@@ -218,27 +219,27 @@ def existing(uri: str | None) -> str:
     return uri
 
 
-def reader(uri: str) -> mlflow.MlflowClient:
-    """A client that reads a store without writing to it."""
-    return mlflow.MlflowClient(database.reading(uri))
-
-
 @contextmanager
 def store_errors(uri: str, query: str = "") -> Iterator[None]:
-    """Turn the errors of a store into a `StoreError` of one line."""
+    """Map the errors of a store to a `StoreError` of one line.
+
+    Args:
+        uri: of the store.
+        query: the user's filter string; the error says if MLflow rejects it.
+    """
     try:
         yield
     except STORE_ERRORS as error:
         if query and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-            raise StoreError(f"{query!r} is no filter string of MLflow: {store_message(error)}") from error
+            raise StoreError(f"{query!r} is not a filter string of MLflow: {store_message(error)}") from error
         raise StoreError(f"tracking.uri={uri} cannot be used: {store_message(error)}") from error
 
 
 @contextmanager
 def delayed_signals() -> Iterator[list[int]]:
-    """Hold back Ctrl-C and SIGTERM while a run is closed: an impatient second one would leave it looking alive.
+    """Delay Ctrl-C and SIGTERM, for example so that a second one cannot leave a run RUNNING while it is closed.
 
-    Gives the list of the signals that came meanwhile.
+    Yields the list of the signals that arrived meanwhile; the first of them is raised at the end.
     """
     held: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -255,11 +256,19 @@ def delayed_signals() -> Iterator[list[int]]:
 
 
 def uninterrupted(store: Store) -> AbstractContextManager[object]:
-    """Around what is written for a run or sweep: an interrupted transaction would lock a database against our own end.
+    """Delay signals during writes: an aborted SQLite transaction would keep the database locked when the run is closed.
 
-    A server's transactions are its own, and waiting for one that is gone must be interruptible.
+    Not for a server, which completes its own transactions: the wait for an unreachable server must be interruptible.
     """
     return nullcontext() if store.is_server else delayed_signals()
+
+
+@contextmanager
+def reading(uri: str | None, query: str = "") -> Iterator[mlflow.MlflowClient]:
+    """A client that never writes to the store; its errors become a `StoreError`, as in `store_errors`."""
+    uri = resolve_uri(uri)
+    with store_errors(uri, query):
+        yield mlflow.MlflowClient(database.reading(uri))
 
 
 @contextmanager
@@ -280,7 +289,6 @@ def sweep_filter(sweep: str) -> str:
 
 
 def store_message(error: BaseException) -> str:
-    """First line of an error, without secrets and without the class that SQLAlchemy puts before it."""
-    text = re.sub(r"^\([\w.]+\) ", "", str(error).strip())  # SQLAlchemy's prefix: the driver's class of the error
-    lines = [line for line in text.splitlines() if line.strip()]
-    return redact(lines[0])[:300] if lines else type(error).__name__
+    """The first line of an error, redacted, without the driver's error class that SQLAlchemy puts before it."""
+    line = first_line(error).rstrip("\r")
+    return redact(re.sub(r"^\([\w.]+\) ", "", line))[:300] or type(error).__name__
