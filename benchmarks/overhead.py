@@ -50,7 +50,8 @@ def time_tracking() -> None:
     for owner, names in (
         (tracking.RunLog, ("metrics", "dataset", "tags", "upload", "model", "close")),
         (mlflow.MlflowClient, ("create_run",)),
-        (provenance, ("code_state", "environment", "requirements", "source_digest")),
+        (provenance.git, ("code_state",)),
+        (provenance, ("environment_record", "requirements", "source_files")),
         (plots, ("curves", "confusion_matrix", "mistakes", "samples")),
         (plots.Figure, ("savefig",)),
         (experiment, ("_write_summary",)),

@@ -70,7 +70,7 @@ def run_experiment(
     strategy = devices.configure(settings.devices, threads)
     devices.fresh_session(config.seed, settings.precision)
     own = user_code(targets(config))
-    facts = provenance.facts(PACKAGE, own, dataset.fingerprint, threads, devices.describe(strategy))
+    facts = provenance.environment_factors(PACKAGE, own, dataset.fingerprint, threads, devices.describe(strategy))
     code = provenance.own_code(PACKAGE)
     tags = {"overrides": shlex.join(overrides), **_tags(config, dataset, facts, code), **tags}
     resume = config.resume or settings.checkpoint
@@ -225,10 +225,11 @@ def _write_origin(
     described = {
         "code": {"commit": code.commit, "branch": code.branch, "dirty": code.dirty},
         "source": provenance.source_files(PACKAGE, own),
+        "source_trees": provenance.source_trees(PACKAGE, own),
         "facts": facts,
         "config": params(config),
     }
-    environment = json.dumps({**provenance.environment(own.packages), **described}, indent=2)
+    environment = json.dumps({**provenance.environment_record(own.packages), **described}, indent=2)
     for name, text in (
         ("config.yaml", redact(to_yaml(config))),
         ("overrides.yaml", redact(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))),

@@ -204,8 +204,9 @@ def _here(config: Config, fingerprint: str | None) -> Record:
     """The record that a run would have here and now, without the entries that need TensorFlow."""
     own = modules.user_code(targets(config))
     facts = {"data": fingerprint, "threads": config.trainer.threads or provenance.cores()}
-    environment = provenance.environment(own.packages) | {
+    environment = provenance.environment_record(own.packages) | {
         "source": provenance.source_files(PACKAGE, own),
+        "source_trees": provenance.source_trees(PACKAGE, own),
         "facts": facts | {"keras_config": provenance.keras_config()},
         "config": params(config),
     }

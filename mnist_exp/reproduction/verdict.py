@@ -139,6 +139,8 @@ def compare_factors(then: Record, now: Record) -> tuple[list[Factor], list[str]]
     """Factors that differ, and the kinds of factors that one side did not record."""
     found, unrecorded = [], []
     before, after = _factors(then), _factors(now)
+    trees = [_texts(record.environment(), "source_trees") or {} for record in (then, now)]
+    same_code = {name for name, digest in trees[0].items() if trees[1].get(name) == digest}  # but for comments
     for kind, old in before.items():
         new = after[kind]
         if old is None or new is None:
@@ -146,7 +148,7 @@ def compare_factors(then: Record, now: Record) -> tuple[list[Factor], list[str]]
             continue
         for key in sorted(old.keys() & new.keys() if kind in _SHARED else old.keys() | new.keys()):
             pair = old.get(key, _UNSET), new.get(key, _UNSET)
-            if pair[0] != pair[1]:
+            if pair[0] != pair[1] and not (kind in (SOURCE, "user module") and key in same_code):
                 found.append(Factor(f"{kind} {key}".rstrip(), *pair))
     return found, unrecorded
 

@@ -37,7 +37,7 @@ def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = N
         return None
     threads = config.trainer.threads or provenance.cores()
     device = _device(config.trainer.devices, threads)
-    facts = provenance.facts(PACKAGE, user_code(targets(config)), dataset.fingerprint, threads, device)
+    facts = provenance.environment_factors(PACKAGE, user_code(targets(config)), dataset.fingerprint, threads, device)
     wanted = identity(config, facts)
     needed = {"final_val_accuracy", "test_accuracy", *config.sweep.objective}  # a run of an older version may lack some
     alike = [

@@ -1,6 +1,7 @@
 """Which modules are the user's own, found without importing any; what is kept of them, and where it may be put back."""
 
 import sys
+import sysconfig
 
 import pytest
 
@@ -43,6 +44,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_all_modules_that_a_target_imports_are_found_and_none_is_executed(project):
+    sysconfig.get_paths()  # Python imports its own build settings when they are first asked for
     before = set(sys.modules)
     found = user_code(frozenset({"proj.model.build", "keras.optimizers.Adam", "mnist_exp.data.digits"}))
     assert set(found.files) == {f"code/{name}" for name in OWN}

@@ -1,5 +1,6 @@
 """Provenance on real git repositories, and what it must not record."""
 
+import hashlib
 import json
 import os
 import platform
@@ -318,7 +319,7 @@ def test_a_diff_that_takes_too_long_leaves_the_commit(checkout, monkeypatch):
     def slow(*_: object) -> bytes:
         raise subprocess.TimeoutExpired("git diff-index", 10)
 
-    monkeypatch.setattr(provenance, "_diff", slow)
+    monkeypatch.setattr(provenance.git, "_diff", slow)
     state = code_state(checkout / "package")
     assert state.commit == git(checkout, "rev-parse", "HEAD").strip()
     assert state.dirty is None
@@ -360,7 +361,9 @@ def test_facts_change_with_what_computes_and_not_with_what_shows(tmp_path, monke
         (tmp_path / "figures").mkdir(exist_ok=True)
         (tmp_path / "figures" / "run.py").write_text(plots)
         provenance.package_files.cache_clear()
-        return provenance.facts(tmp_path, UserCode({"code/own.py": own.encode()}, frozenset()), "abc", 2, "cpu")
+        return provenance.environment_factors(
+            tmp_path, UserCode({"code/own.py": own.encode()}, frozenset()), "abc", 2, "cpu"
+        )
 
     first = facts(models="1", mine="1")
     assert facts(plots="2") == first
@@ -368,8 +371,61 @@ def test_facts_change_with_what_computes_and_not_with_what_shows(tmp_path, monke
     assert facts(models="1") == first
     assert facts(own="2")["source"] != first["source"]
     assert facts(mine="2")["source"] != first["source"]  # what a user puts into the package counts
-    monkeypatch.setattr(provenance, "PACKAGES", ("matplotlib", "numpy"))
+    monkeypatch.setattr(provenance.environment, "PACKAGES", ("matplotlib", "numpy"))
     assert facts()["versions"].keys() == {"python", "numpy"}
+
+
+COMPUTES = """def rate(step):
+    return step / 2
+
+
+class Layer:
+    def call(self, x):
+        return rate(x)
+"""
+SAME = (
+    "# a comment\n" + COMPUTES,
+    '"""A module."""\n' + COMPUTES.replace("step):\n", 'step):\n    """Half the step."""\n'),
+    COMPUTES.replace("class Layer:\n", 'class Layer:\n    """A layer."""\n\n').replace(
+        "x):\n", 'x):\n        r"""Doc."""\n'
+    ),
+    COMPUTES.replace("step / 2", "(step /\n        2)  # wrapped"),
+)
+OTHER = (
+    COMPUTES.replace("/ 2", "/ 3"),
+    COMPUTES.replace("/ 2", "/ 2.0"),
+    COMPUTES.replace("return rate(x)", "rate(x)"),
+    COMPUTES.replace("Layer", "Block"),
+    COMPUTES.replace("return step", 'x = "no docstring"\n    return step'),
+    COMPUTES + "(",  # hashed by its bytes
+    COMPUTES + "((",
+    "",
+)
+
+
+@pytest.mark.parametrize("place", ["package", "user"])
+def test_comments_and_docstrings_change_no_identity_and_any_other_edit_does(place, tmp_path):
+    def digest(text):
+        (tmp_path / "models.py").write_text(text if place == "package" else "")
+        provenance.package_files.cache_clear()
+        own = UserCode({"code/own.py": text.encode()} if place == "user" else {}, frozenset())
+        return provenance.environment_factors(tmp_path, own, "abc", 2, "cpu")["source"]
+
+    first = digest(COMPUTES)
+    assert [digest(text) for text in SAME] == [first] * len(SAME)
+    assert len({first, *map(digest, OTHER)}) == 1 + len(OTHER)
+    assert digest(COMPUTES) == first
+
+
+def test_contents_of_files_are_recorded_beside_their_trees(tmp_path):
+    own = UserCode({"code/own.py": b"x = 1  # one"}, frozenset())
+    (tmp_path / "models.py").write_text("y = 1")
+    (tmp_path / "train.py").write_text("z = 1")
+    provenance.package_files.cache_clear()
+    files, trees = provenance.source_files(tmp_path, own), provenance.source_trees(tmp_path, own)
+    assert files["code/own.py"] == hashlib.sha256(b"x = 1  # one").hexdigest()
+    assert files.keys() == {"models.py", "train.py", "code/own.py"}
+    assert trees.keys() == {"models.py", "code/own.py"}
 
 
 BITS = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")
@@ -381,7 +437,9 @@ def facts(tmp_path, monkeypatch):
     for name in provenance.NUMERIC_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    return lambda packages=(): provenance.facts(tmp_path, UserCode({}, frozenset(packages)), "abc", 2, "cpu")
+    return lambda packages=(): provenance.environment_factors(
+        tmp_path, UserCode({}, frozenset(packages)), "abc", 2, "cpu"
+    )
 
 
 @pytest.mark.parametrize("name", [*BITS, "KERAS_BACKEND", "TF_DETERMINISTIC_OPS"])
@@ -428,7 +486,7 @@ def test_facts_have_the_versions_of_what_a_user_s_modules_import(facts):
 def test_versions_and_requirements_name_what_is_installed(monkeypatch):
     import numpy
 
-    monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "no-such-package-anywhere", "matplotlib"))
+    monkeypatch.setattr(provenance.environment, "PACKAGES", ("numpy", "no-such-package-anywhere", "matplotlib"))
     found = provenance.versions()
     assert list(found) == ["python", "numpy", "matplotlib"]
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -459,7 +517,7 @@ def test_environment_is_json_and_holds_no_secrets(monkeypatch):
     monkeypatch.setenv("TF_VAR_password", "hush")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    found = provenance.environment()
+    found = provenance.environment_record()
     assert set(found) == {"python", "packages", "hardware", "variables"}
     assert "python" not in found["packages"]
     assert found["variables"]["XLA_FLAGS"] == "--xla_test"

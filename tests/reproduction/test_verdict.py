@@ -162,6 +162,18 @@ def test_a_record_of_an_earlier_version_is_unknown_and_not_different():
     assert compare_factors(record(environment=then), record()) == ([], ["user module", "Keras setting"])
 
 
+@pytest.mark.parametrize("name", ["models.py", "code/mine.py"])
+def test_a_file_in_which_only_comments_changed_is_no_factor(name):
+    then, now = copy.deepcopy(ENVIRONMENT), copy.deepcopy(ENVIRONMENT)
+    now["source"][name] = "3" * 64
+    then["source_trees"] = {name: "6" * 64}
+    assert len(compare_factors(record(environment=then), record(environment=now))[0]) == 1  # no tree was recorded
+    now["source_trees"] = {name: "7" * 64}
+    assert len(compare_factors(record(environment=then), record(environment=now))[0]) == 1
+    now["source_trees"] = {name: "6" * 64}
+    assert compare_factors(record(environment=then), record(environment=now)) == ([], [])
+
+
 @pytest.mark.parametrize("value", [3, "text", [], {"a": {"b": 1}}, None])
 def test_an_environment_of_any_shape_is_read(value):
     odd = dict.fromkeys(ENVIRONMENT, value)

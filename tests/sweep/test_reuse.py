@@ -39,7 +39,7 @@ def test_what_differs_between_two_runs_of_one_config(change, said):
 @pytest.fixture
 def job(monkeypatch):
     """Whether a job of sweep A has a result, given finished runs of its config; and what joined the sweep."""
-    monkeypatch.setattr(provenance, "facts", lambda *_: FACTS)
+    monkeypatch.setattr(provenance, "environment_factors", lambda *_: FACTS)
 
     def ask(finished, *overrides):
         config = check(composed("data=digits", "sweep.id=A", *overrides))
@@ -90,7 +90,7 @@ def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu(devices, m
 
 
 def test_facts_are_those_that_identity_names():
-    facts = provenance.facts(PACKAGE, user_code(frozenset()), "abc", 2, "cpu")
+    facts = provenance.environment_factors(PACKAGE, user_code(frozenset()), "abc", 2, "cpu")
     assert sorted(facts) == [
         *("data", "device", "keras_config", "onednn", "processor", "source", "threads", "variables", "versions"),
     ]

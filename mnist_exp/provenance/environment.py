@@ -1,0 +1,249 @@
+"""The libraries, the machine and this process, and what of them can change a result."""
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import re
+import uuid
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mnist_exp.provenance.modules import UserCode
+from mnist_exp.provenance.source import source_digest, source_trees
+
+# Installed distributions that can change a number, a sweep's choices or what is recorded.
+PACKAGES = (
+    "hydra-core",
+    "hydra-joblib-launcher",
+    "hydra-optuna-sweeper",
+    "hydra-ray-launcher",
+    "hydra-submitit-launcher",
+    "h5py",
+    "keras",
+    "matplotlib",
+    "ml-dtypes",
+    "mlflow",
+    "mlflow-skinny",
+    "numpy",
+    "nvidia-cublas-cu12",
+    "nvidia-cuda-nvcc-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-nccl-cu12",
+    "omegaconf",
+    "optuna",
+    "scikit-learn",
+    "scipy",
+    "tensorflow",
+    "tensorflow-cpu",
+)
+
+# Of the above, by their beginning, those that can change a number.
+NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
+
+# Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).
+NUMERIC_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "KERAS_BACKEND",
+    "MKL_CBWR",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "TF_CUDNN_DETERMINISTIC",
+    "TF_CUDNN_USE_AUTOTUNE",
+    "TF_CUDNN_USE_FRONTEND",
+    "TF_CUDNN_USE_RUNTIME_FUSION",
+    "TF_DETERMINISTIC_OPS",
+    "TF_DISABLE_MKL",
+    "TF_ENABLE_CUBLAS_TENSOR_OP_MATH_FP32",
+    "TF_ENABLE_CUDNN_TENSOR_OP_MATH_FP32",
+    "TF_ENABLE_MLIR_BRIDGE",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_ENABLE_WINOGRAD_NONFUSED",
+    "TF_SET_ONEDNN_FPMATH_MODE",
+    "TF_USE_CUBLASLT",
+    "TF_USE_LEGACY_KERAS",
+    "TF_XLA_FLAGS",
+    "XLA_FLAGS",
+)
+ENVIRONMENT = (
+    *NUMERIC_VARIABLES,
+    "CUDA_VISIBLE_DEVICES",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "TF_GPU_ALLOCATOR",
+    "TF_GPU_THREAD_MODE",
+    "TF_NUM_INTEROP_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+)
+KERAS_DEFAULTS = {"epsilon": 1e-07, "floatx": "float32", "image_data_format": "channels_last"}
+# What compilers and libraries choose their code by: of x86 and of ARM.
+_INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sse4", "sve")
+
+
+def versions(imported: Collection[str] = ()) -> dict[str, str]:
+    """Versions of Python, of those of `PACKAGES` that are installed, and of the packages of these import names."""
+    found = dict(_versions(PACKAGES))
+    return found | {name: version for name, version in map(_distribution, sorted(imported)) if name not in found}
+
+
+@functools.cache
+def _distribution(imported: str) -> tuple[str, str]:
+    """Name and version of the installed distribution that has a module of this name at its top."""
+    try:
+        metadata.distribution(imported)
+        name = imported
+    except metadata.PackageNotFoundError:  # called otherwise than it is imported, such as PIL; this takes a while
+        name = (metadata.packages_distributions().get(imported) or [""])[0]
+    return re.sub("[-_.]+", "-", name or imported).lower(), metadata.version(name) if name else "unknown"
+
+
+@functools.cache  # reading them takes 50 ms, and what is imported stays as it is
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def requirements(imported: Collection[str] = ()) -> list[str]:
+    """The same, without Python, as sorted lines `name==version` of a requirements.txt."""
+    return sorted(f"{name}=={version}" for name, version in versions(imported).items() if name != "python")
+
+
+def cores() -> int:
+    """How many logical cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or less where a container or batch system limits it."""
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # the two versions of Linux control groups
+        with contextlib.suppress(OSError, ValueError):  # without a limit the first holds "max"
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")))
+    return min(limits)
+
+
+def hardware() -> dict[str, str | int]:
+    """Describes machine and process: `cores` are those this process may use, `memory` is in bytes."""
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        **processor(),
+        "cores": cores(),
+        "memory": psutil.virtual_memory().total,
+        "hostname": platform.node(),
+        "pid": os.getpid(),
+    }
+
+
+def environment_record(imported: Collection[str] = ()) -> dict[str, Any]:
+    """All of the above as one JSON-able dict, with those variables of `ENVIRONMENT` that are set.
+
+    Neither the rest of the environment nor the command line is read: they may hold secrets.
+    """
+    packages = versions(imported)
+    return {
+        "python": packages.pop("python"),
+        "packages": packages,
+        "hardware": hardware(),
+        "variables": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }
+
+
+def environment_factors(folder: Path, own: UserCode, fingerprint: str, threads: int, device: str) -> dict[str, Any]:
+    """Everything besides the config that can change a run's result. Code that only plots or records is left out.
+
+    Args:
+        folder: the package's folder.
+        own: the user's own modules.
+        fingerprint: of the data.
+        threads: that it computes with.
+        device: in the words of `devices.describe`.
+    """
+    numeric = (*NUMERIC, *(_distribution(name)[0] for name in own.packages))
+    return {
+        "data": fingerprint,
+        "source": source_digest(source_trees(folder, own)),
+        "versions": {name: version for name, version in versions(own.packages).items() if name.startswith(numeric)},
+        "threads": threads,
+        "device": device,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        "processor": processor(),
+        "variables": {name: os.environ[name] for name in NUMERIC_VARIABLES if os.environ.get(name)},
+        "keras_config": keras_config(),
+    }
+
+
+def keras_config() -> dict[str, Any]:
+    """The user's settings in Keras' own file, which Keras reads when it is imported."""
+    home = os.environ.get("KERAS_HOME") or Path("~", ".keras").expanduser()
+    try:
+        settings = json.loads(Path(home, "keras.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Keras takes its defaults, too
+        settings = None
+    if not isinstance(settings, dict):
+        return KERAS_DEFAULTS
+    return {key: settings.get(key, value) for key, value in KERAS_DEFAULTS.items()}
+
+
+def process() -> str:
+    """This process in words that fit no other: host and its network address, pid, and when the process started."""
+    return " ".join((*_host(), str(os.getpid()), f"{psutil.Process().create_time():.2f}"))
+
+
+def is_gone(named: str) -> bool:
+    """Whether the process that `process` named has ended; False for one of another host, of which nobody here knows."""
+    *host, pid, started = named.split(" ")
+    if host != _host():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def is_here(named: str) -> bool:
+    """Whether the process that `process` named ran on this machine."""
+    return named.split(" ")[:2] == _host()
+
+
+def _host() -> list[str]:
+    return [platform.node(), f"{uuid.getnode():x}"]
+
+
+def may_have_gpu() -> bool:
+    """Whether TensorFlow could find a GPU; False is certain, for on Linux every driver has one of these files."""
+    files = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, two of its boards, WSL, AMD
+    return platform.system() != "Linux" or any(Path("/dev", name).exists() for name in files)
+
+
+@functools.cache
+def processor() -> dict[str, str]:
+    """Model of the processor, and those of its instruction sets that numeric libraries choose their code by."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    first = {line.partition(":")[0].strip().lower(): line.partition(":")[2].strip() for line in reversed(lines)}
+    flags = (first.get("flags") or first.get("features") or "").split()
+    chosen = sorted(flag for flag in flags if flag.startswith(_INSTRUCTIONS))
+    model = first.get("model name") or platform.processor() or platform.machine()
+    return {"cpu": model, "instructions": " ".join(chosen) or "unknown"}

@@ -1,0 +1,234 @@
+"""Git: the commit and the uncommitted changes of the package's checkout, recorded and restored."""
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from mnist_exp.errors import RequestError
+from mnist_exp.redact import is_private, shows_secret
+
+DIFF_LIMIT = 2**20  # bytes
+LEFT_OUT = "# left out: "  # begins a line of a diff that names a file which the diff lacks
+
+# A git hook exports these to point at its own repository, which need not be the package's.
+_REPOSITORY_VARIABLES = {
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_PREFIX",
+}
+_GIT_SECONDS = 10
+_APPLY_MEMORY = 2**30
+
+
+class Code(NamedTuple):
+    """State of the checkout that holds the package.
+
+    `commit` is None outside a repository and before its first commit, `branch` also for a detached HEAD.
+    `dirty` is whether there are uncommitted changes, which `diff` holds; None when that is not known.
+    `problems` are lines for the user: why the code of a repository is not recorded, or not wholly.
+    """
+
+    commit: str | None
+    branch: str | None
+    dirty: bool | None
+    diff: str
+    problems: tuple[str, ...] = ()
+
+
+UNKNOWN = Code(None, None, None, "")
+
+
+@functools.cache
+def own_code(folder: Path) -> Code:
+    """`code_state`, asked once a process: what is edited later does not change what this process computes."""
+    return code_state(folder)
+
+
+def code_state(folder: Path) -> Code:
+    """Reads commit, branch and uncommitted changes of the repository that holds the package.
+
+    The diff is against HEAD, covers every tracked file and those untracked, not ignored files that lie in
+    the package or in `conf` beside it, and restores them with `git apply` (text that is not UTF-8 excepted).
+    Files such as `.env` and keys do not belong to the code. A file whose new lines show a secret is left out; a comment
+    at the top of the diff names it. Beyond `DIFF_LIMIT` bytes it is cut, and its last line says so. Nothing in the
+    repository is written.
+
+    Args:
+        folder: The package's folder.
+
+    Returns:
+        The state; `UNKNOWN` when the package is not part of a checkout (an installed wheel, also one that
+        lies inside somebody else's repository), and with its `problems` when git is missing or refuses.
+    """
+    folder = folder.resolve()
+    if {"site-packages", "dist-packages"} & set(folder.parts):
+        return UNKNOWN
+    try:
+        # Printed only when tracked or at least not ignored: else the repository around us is not ours.
+        if not _git(folder, "ls-files", "--cached", "--others", "--exclude-standard", "--", "__init__.py"):
+            return UNKNOWN
+        lines = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")).splitlines()
+        top, index = Path(lines[0]), folder / lines[1]
+        commit, branch, untracked = _status(top, folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        # Without a repository there is nothing to record.
+        if "not a git repository" in _reason(error) or not any((place / ".git").exists() for place in folder.parents):
+            return UNKNOWN
+        return UNKNOWN._replace(problems=(f"code.commit is not recorded, git cannot tell it: {_line(error)}",))
+    try:
+        diff = _diff(top, index, commit, untracked)
+    except (OSError, subprocess.SubprocessError) as error:
+        problem = f"code.diff is not recorded, git cannot tell the changes: {_line(error)}"
+        return Code(commit, branch, None, f"# not recorded: {_line(error)}\n", (problem,))
+    kept, left_out = _without_secrets(diff)
+    problems = [f"code.diff leaves out {name}: it seems to hold a password or a key" for name in left_out]
+    if len(kept) > DIFF_LIMIT:
+        problems.append(f"code.diff is cut, so --checkout cannot restore the code: it has {len(kept):,} bytes")
+    return Code(commit, branch, bool(diff), _capped(kept), tuple(problems))
+
+
+def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
+    """Write the code of a run into an empty folder: a clone of the package's own repository at `commit`, then `diff`.
+
+    A symbolic link in `diff`, which may come from a stranger, becomes a file that holds the path the link points to.
+
+    Args:
+        folder: the package's folder.
+        commit: as recorded by the run.
+        diff: the run's code.diff.
+        target: a folder that is empty or does not exist yet.
+
+    Returns:
+        The package's folder in `target`; the diff may have deleted it.
+
+    Raises:
+        RequestError: the code was not recorded or not wholly, the commit is not in this repository, or git refuses.
+    """
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
+        raise RequestError(f"the run's commit is {commit}: its code was not in a repository and cannot be restored")
+    if diff.startswith(b"# not recorded") or diff.rpartition(b"\n# cut: ")[2].startswith(b"the whole diff"):
+        raise RequestError(f"the run's code.diff is not whole and cannot be applied to commit {commit}")
+    check_new(target)
+    try:
+        top = Path(os.fsdecode(_git(folder.resolve(), "rev-parse", "--show-toplevel")).rstrip("\n"))
+        _git(top, "cat-file", "-e", f"{commit}^{{commit}}")
+        _git(top, "clone", "--quiet", "--no-checkout", "--", str(top), str(target.absolute()))
+        _git(target, "checkout", "--quiet", "--detach", commit)
+        if any(not line.startswith(LEFT_OUT.encode()) for line in diff.splitlines()):
+            _git(target, "-c", "core.symlinks=false", "apply", "--whitespace=nowarn", "-", stdin=diff, bounded=True)
+        return target / folder.resolve().relative_to(top)
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = _reason(error).splitlines() or ["no reason given"]
+        raise RequestError(f"commit {commit} cannot be restored from {folder.parent}: {lines[-1]}") from error
+
+
+def check_new(target: Path) -> None:
+    """Refuse to restore code where other files are.
+
+    Raises:
+        RequestError: the target is no folder, or not empty.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RequestError(f"--checkout needs a new or an empty folder, got {target}")
+
+
+def _status(top: Path, folder: Path) -> tuple[str | None, str | None, list[bytes]]:
+    """Commit, branch and untracked files (relative to `top`) of the package and of conf beside it."""
+    arguments = ["--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all"]
+    records = _git(top, "status", *arguments, "--", str(folder), str(folder.parent / "conf")).split(b"\0")
+    header = dict(os.fsdecode(record[2:]).split(" ", 1) for record in records if record.startswith(b"# "))
+    commit, branch = header["branch.oid"], header["branch.head"]
+    untracked = [record[2:] for record in records if record.startswith(b"? ")]
+    untracked = [path for path in untracked if not is_private(os.fsdecode(path))]
+    return None if commit == "(initial)" else commit, None if branch == "(detached)" else branch, untracked
+
+
+def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) -> bytes:
+    """Changes since `commit` or since nothing, by a copy of the index that knows the untracked files, too."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "index"
+        if index.exists():  # not before the first `git add`
+            shutil.copy2(index, copy)  # with its time, by which git knows files changed right after it
+        # Any object id does, as a file's content is taken from the working tree: so no object is written.
+        blob = _git(top, "hash-object", "--stdin")
+        entries = b"".join(b"100644 %s\t%s\0" % (blob.strip(), path) for path in untracked)
+        _git(top, "update-index", "-z", "--index-info", index=copy, stdin=entries)
+        tree = commit or _git(top, "hash-object", "-t", "tree", "--stdin").decode().strip()
+        # diff-index, unlike diff, has no user settings that make a patch `git apply` cannot read.
+        options = ["--patch", "--binary", "--no-ext-diff", "--no-textconv", "--no-color"]
+        return _git(top, "diff-index", *options, tree, "--", index=copy)
+
+
+def _without_secrets(diff: bytes) -> tuple[bytes, list[str]]:
+    """The diff without the files whose new lines show a secret, behind a comment for each; and their names."""
+    kept, left_out = [], []
+    for patch in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
+        name = patch.partition(b"\n")[0].rpartition(b" b/")[2].decode(errors="replace")
+        added = b"\n".join(line[1:] for line in patch.splitlines() if line.startswith(b"+"))
+        if shows_secret(name, added.decode(errors="replace")):
+            left_out.append(name)
+        else:
+            kept.append(patch)
+    comments = [f"{LEFT_OUT}{name}: it seems to hold a password or a key\n".encode() for name in left_out]
+    return b"".join(comments + kept), left_out
+
+
+def _capped(diff: bytes) -> str:
+    if len(diff) > DIFF_LIMIT:
+        kept = diff[:DIFF_LIMIT].rpartition(b"\n")[0]
+        diff = kept + b"\n# cut: the whole diff has %d bytes, git apply will refuse this part\n" % len(diff)
+    return diff.decode(errors="replace")
+
+
+def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"", bounded: bool = False) -> bytes:
+    """Output of a git command that asks nothing, pages nothing and leaves the repository as it is.
+
+    With `bounded`, git gets at most `_APPLY_MEMORY` bytes: a binary patch of 1 MB can expand to many gigabytes.
+
+    Raises:
+        OSError: If there is no git.
+        subprocess.SubprocessError: If it fails or does not end in time.
+    """
+    environ = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    environ |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    if index is not None:
+        environ["GIT_INDEX_FILE"] = str(index)
+    # The file-system monitor is a daemon that would outlive us.
+    settings = ["-c", "core.quotepath=off", "-c", "core.fsmonitor=false"]
+    command = ["git", "--no-pager", "--literal-pathspecs", *settings, *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environ,
+        input=stdin,
+        capture_output=True,
+        check=True,
+        timeout=_GIT_SECONDS,
+        preexec_fn=_bound if bounded and platform.system() == "Linux" else None,
+    ).stdout
+
+
+def _bound() -> None:
+    import resource  # missing on Windows
+
+    resource.setrlimit(resource.RLIMIT_AS, (_APPLY_MEMORY, _APPLY_MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (DIFF_LIMIT * 64, DIFF_LIMIT * 64))
+
+
+def _reason(error: Exception) -> str:
+    """What git said, or what happened to it."""
+    stderr: bytes | None = getattr(error, "stderr", None)
+    return stderr.decode(errors="replace").strip() if stderr else str(error)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(_reason(error).split())
