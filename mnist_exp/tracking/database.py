@@ -1,4 +1,4 @@
-"""The SQLite file that a store is kept in: read without a write, and found with its artifacts after it was moved."""
+"""The SQLite file of a store: created completely, read without a write, and found with its artifacts after a move."""
 
 import os
 import sqlite3
@@ -17,7 +17,7 @@ from mnist_exp.errors import RequestError
 LOCK_SECONDS = 60.0
 ARTIFACTS = "mlruns"  # MLflow's own name of the folder beside the database
 MOUNTS = Path("/proc/mounts")
-# WAL needs memory that processes share over a file: no network file system has it (sqlite.org/wal.html).
+# WAL needs memory that processes share through a file, which no network file system offers (sqlite.org/wal.html).
 WAL_FILE_SYSTEMS = {
     *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs", "tmpfs", "overlay"),
     *("aufs", "fuse.fuse-overlayfs", "fuseblk", "ntfs3", "vfat", "exfat"),
@@ -33,7 +33,7 @@ def file_of(uri: str) -> Path | None:
     """The absolute path of a SQLite URI's file; None for other stores.
 
     Raises:
-        StoreError: it is not the URI of a file.
+        StoreError: the URI is invalid, or names a database in memory.
     """
     if not uri.startswith(("sqlite:", "sqlite+")):
         return None
@@ -47,13 +47,13 @@ def file_of(uri: str) -> Path | None:
 
 
 def resolved(uri: str) -> str:
-    """A SQLite URI with an absolute path and all else that it has; other URIs as they are."""
+    """A SQLite URI with an absolute path and its own driver and options; other URIs unchanged."""
     path = file_of(uri)
     return uri if path is None else uri_of(path, make_url(uri))
 
 
 def uri_of(path: Path, like: URL = _PLAIN) -> str:
-    """The URI of a SQLite file, with the driver and the options of another one."""
+    """The URI of a SQLite file, with the driver and options of the URI `like`."""
     in_file_uri = (like.database or "").startswith("file:")
     url = like.set(database=f"file:{quote(str(path))}" if in_file_uri else str(path))
     # MLflow creates the folder of a sqlite:/// address and does not decode it, so it must see neither % nor file:.
@@ -63,7 +63,7 @@ def uri_of(path: Path, like: URL = _PLAIN) -> str:
 
 
 def reading(uri: str) -> str:
-    """The URI to read a store with; where the file or its folder cannot be written SQLite is told not to try."""
+    """The URI for reading a store. It tells SQLite not to write if the file or its folder is read-only."""
     path = file_of(uri)
     if path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return uri
@@ -72,18 +72,18 @@ def reading(uri: str) -> str:
     with path.open("rb") as file:
         in_wal_mode = file.read(19)[18:] == b"\2"  # sqlite.org/fileformat.html
     if in_wal_mode and not (log.exists() and log.stat().st_size):
-        options["immutable"] = "1"  # else SQLite would make files beside it
+        options["immutable"] = "1"  # else SQLite would create files beside it
     elif in_wal_mode and not _beside(path, "-shm").exists():
         raise StoreError(f"{path} must be opened once where it can be written: its latest runs are in {log.name} only")
     like = make_url(uri).set(database="file:").update_query_dict(options)
     return uri_of(path, like)
 
 
-def is_made(uri: str, schema: str) -> bool:
-    """Whether a database is MLflow's and of its present schema; false when it has no table.
+def is_complete(uri: str, schema: str) -> bool:
+    """Whether a database is MLflow's with the schema version `schema`; False if it has no table.
 
     Raises:
-        StoreError: it is something else; the message says what to do.
+        StoreError: anything else; the message says what to do.
     """
     path = file_of(uri)
     with create_engine(reading(uri), poolclass=NullPool).connect() as connection:
@@ -91,7 +91,7 @@ def is_made(uri: str, schema: str) -> bool:
         if not tables:
             return False
         if "experiments" not in tables:
-            raise StoreError(f"tracking.uri={uri} cannot be used: {path} is no database of MLflow, name another file")
+            raise StoreError(f"tracking.uri={uri} cannot be used: {path} is no database of MLflow; name another file")
         versioned = "alembic_version" in tables
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() if versioned else None
         if version == schema and not any(name.startswith("_alembic_tmp_") for name in tables):
@@ -99,25 +99,25 @@ def is_made(uri: str, schema: str) -> bool:
         runs = "runs" in tables and connection.exec_driver_sql("SELECT 1 FROM runs LIMIT 1").scalar()
     if not runs:
         raise StoreError(
-            f"tracking.uri={uri} cannot be used: whatever made {path} was interrupted; it has no runs: "
-            "delete it and give the command again"
+            f"tracking.uri={uri} cannot be used: the creation of {path} was interrupted; it has no runs: "
+            "delete it and repeat the command"
         )
     raise StoreError(
-        f"tracking.uri={uri} cannot be used: its schema is {version}, that of the installed MLflow {schema}; "
+        f"tracking.uri={uri} cannot be used: its schema is {version}, the installed MLflow needs {schema}; "
         f"back {path} up and run `mlflow db upgrade {uri}`"
     )
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from making or changing the file meanwhile.
+    """Serialise creation and changes of the file: when several processes create one store, MLflow fails in all but one.
 
-    What SQLite refuses it refuses here at once; MLflow would try for minutes.
+    An error of SQLite is raised here at once; MLflow would retry for minutes.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist")
     lock = _beside(path, ".lock")
-    lock.touch()  # where it cannot be made, FileLock would wait for it
+    lock.touch()  # raises in a read-only folder, where FileLock would wait
     with FileLock(lock, timeout=LOCK_SECONDS):
         if path.exists():
             with _connected(path) as connection:
@@ -128,10 +128,10 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Another name for a file that is being made; when it is whole it gets the name `path`."""
+    """Yield a temporary path for a new database; rename the file to `path` when it is complete."""
     new = _beside(path, ".new")
     for name in (new, *(_beside(file, end) for file in (new, path) for end in ("-journal", "-wal", "-shm"))):
-        name.unlink(missing_ok=True)  # SQLite would take the log of a file that is gone for that of the new one
+        name.unlink(missing_ok=True)  # SQLite would apply the log of a deleted file to the new one
     yield new
     with _connected(new) as connection:
         _choose_journal(connection, path)
@@ -145,14 +145,14 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _choose_journal(connection: sqlite3.Connection, path: Path) -> None:
-    """With WAL many write without waiting for readers. The choice persists in the file."""
+    """Choose WAL, in which writers do not wait for readers, if the file system supports it. The file keeps it."""
     wanted = "wal" if file_system(path) in WAL_FILE_SYSTEMS else "delete"
     if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
         connection.execute(f"PRAGMA journal_mode={wanted}")
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system that a file is or will be on, as Linux calls it; empty where nothing tells."""
+    """Linux's name of the file system on which a file is or will be; empty if unknown."""
     try:
         mounts = [line.split() for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
@@ -167,13 +167,13 @@ def _beside(path: Path, end: str) -> Path:
 
 
 def lies_at(location: str, path: Path) -> str:
-    """Where the artifacts are that a database says are at `location`: beside it when it was moved with them.
+    """The present location of artifacts that a database places at `location`: beside it, if it was moved with them.
 
     Args:
-        location: folder or `file:` URI; any other place is returned as it is.
+        location: folder or `file:` URI; any other address is returned unchanged.
         path: of the database.
     """
-    root, below = _parted(location)
+    root, below = _split_location(location)
     if root is None:
         return location
     here = path.parent / below
@@ -181,22 +181,22 @@ def lies_at(location: str, path: Path) -> str:
 
 
 def is_outside(location: str, path: Path) -> bool:
-    """Whether artifacts at a location of this machine are not below the folder of the database."""
+    """Whether a location on this machine is outside the folder of the database."""
     return (
         urlsplit(location).scheme in ("", "file") and path.parent not in Path(unquote(urlsplit(location).path)).parents
     )
 
 
 def moved_with(other: str, location: str, path: Path) -> str:
-    """Where a file is that was in one folder with the database when artifacts were at `location`."""
-    root, _ = _parted(location)
+    """The present path of a file that was in the database's folder when artifacts were at `location`."""
+    root, _ = _split_location(location)
     if root is None or lies_at(location, path) == location or not Path(other).is_relative_to(root):
         return other
     return str(path.parent / Path(other).relative_to(root))
 
 
-def _parted(location: str) -> tuple[Path | None, Path]:
-    """The folder that has the folder of all artifacts, None when there is none; and the rest of the path."""
+def _split_location(location: str) -> tuple[Path | None, Path]:
+    """Split a path into the folder that contains `mlruns`, None if there is none, and the rest."""
     url = urlsplit(location)
     parts = Path(unquote(url.path) if url.scheme == "file" else location).parts
     if url.scheme not in ("", "file") or ARTIFACTS not in parts:
@@ -206,7 +206,7 @@ def _parted(location: str) -> tuple[Path | None, Path]:
 
 
 def set_location(path: Path, experiment_id: str, location: str) -> None:
-    """Have the new runs of an experiment keep their artifacts elsewhere."""
+    """Set the artifact location for new runs of an experiment."""
     with _connected(path) as connection:
         connection.execute(
             "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (location, experiment_id)
@@ -214,7 +214,7 @@ def set_location(path: Path, experiment_id: str, location: str) -> None:
 
 
 def relocate(path: Path) -> int:
-    """Have a database that was moved say where its artifacts are now; returns how many of its runs said otherwise."""
+    """Correct the artifact locations in a database that was moved; returns the number of corrected runs."""
     with locked(path), _connected(path) as connection:
         connection.create_function("lies_at", 1, lambda location: location and lies_at(location, path))
         connection.create_function("moved_with", 2, lambda other, location: moved_with(other, location, path))

@@ -96,7 +96,7 @@ def open_store(uri: str | None, experiment: str) -> Store:
     path = database.file_of(uri)
     mlflow.set_tracking_uri(uri)
     with store_errors(uri), nullcontext() if path is None else database.locked(path):
-        if path is not None and not (path.exists() and database.is_made(uri, _schema())):
+        if path is not None and not (path.exists() and database.is_complete(uri, _schema())):
             _create_database(path)
         found = mlflow.get_experiment_by_name(experiment) or _create_experiment(uri, experiment)
         if found.lifecycle_stage != "active":
@@ -214,7 +214,7 @@ def existing(uri: str | None) -> str:
         with store_errors(uri):
             if not path.is_file():
                 raise FileNotFoundError(f"there is no file {path}")
-            if not database.is_made(uri, _schema()):
+            if not database.is_complete(uri, _schema()):
                 raise StoreError(f"tracking.uri={uri} cannot be used: {path} is empty")
     return uri
 

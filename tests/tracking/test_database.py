@@ -374,7 +374,7 @@ def test_what_the_store_refuses_is_told_in_one_line(name, folder, monkeypatch):
     parameters = inspect.signature(PUBLIC[name]).parameters.values()
     arguments = [given[p.name] for p in parameters if p.default is p.empty]
     if name == "existing":
-        monkeypatch.setattr(database, "is_made", refuse)
+        monkeypatch.setattr(database, "is_complete", refuse)
     with pytest.raises(tracking.StoreError, match=r"^[^\n]*cannot be used: database is locked$"), ExitStack() as stack:
         stack.enter_context(PUBLIC[name](*arguments))  # what is no context has raised before
 

@@ -213,6 +213,29 @@ def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch
     assert firsts == sorted(firsts)
 
 
+def test_an_error_text_of_the_store_cannot_control_the_terminal(store, monkeypatch, capsys):
+    monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
+
+    def hostile(*_, **__):
+        raise MlflowException("\x1b[2Jhttp://user:s3cret@host \x9b31m")
+
+    def train():
+        with _run(store) as log:
+            monkeypatch.setattr(mlflow.MlflowClient, "log_batch", hostile)
+            log.metrics(1, {"loss": 0.5})
+            monkeypatch.setattr(log, "record", Path("no", "folder"))
+            log._append({"step": 2, "time": 1.0})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    said = capsys.readouterr().err
+    assert "did not accept the end of run" in said
+    assert r"\x1b[2Jhttp://host \x9b31m" in said
+    assert not {"\x1b", "\x9b"} & set(said)
+
+
 def test_files_that_are_refused_do_not_hold_up_the_metrics(store, monkeypatch):
     monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
