@@ -10,9 +10,10 @@ from mnist_exp.reproduction.record import EpochRecord, Record
 
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
 # Relative for a loss, absolute for an accuracy. Measured on the MNIST presets: another order of rounding (one thread
-# for two, `fit` for the device loop, no oneDNN) moves no loss by more than 0.6 % in most presets; another seed moves some
-# loss of each preset by 3 % or more. In wide_mlp and dropout_mlp training amplifies rounding to 6 to 8 %, as much as
-# another seed does; such results are called different. Half a point of accuracy is one image of a small validation set.
+# for two, `fit` for the device loop, no oneDNN) moves no loss by more than 0.6 % in most presets, while another seed
+# moves some loss of each preset by 3 % or more. In wide_mlp and dropout_mlp training amplifies rounding to 6 to 8 %, as
+# much as another seed does; such results are called different. Half a point of accuracy is one image of a small
+# validation set.
 LOSS_TOLERANCE, ACCURACY_TOLERANCE = 0.01, 0.005
 _UNSET = "unset"
 _HARDWARE = ("cpu", "instructions", "machine", "cores")
