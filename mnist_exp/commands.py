@@ -29,11 +29,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description,
             prog=f"python -m mnist_exp.{command}" if command else "python -m mnist_exp",
-            parents=[version_option(), *parents],
+            parents=parents,
             epilog="\n".join([*before, title, *listed, "", MANUAL]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+        self.add_argument("--version", action="version", version=version())
 
     def error(self, message: str) -> NoReturn:
         """Raise the mistake instead of printing the usage, which takes several lines."""
@@ -43,13 +44,6 @@ class Parser(argparse.ArgumentParser):
 def version() -> str:
     """The line that `--version` prints."""
     return f"mnist_exp {mnist_exp.__version__}"
-
-
-def version_option() -> argparse.ArgumentParser:
-    """Parent parser with `--version`."""
-    parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--version", action="version", version=version())
-    return parent
 
 
 def store_option() -> argparse.ArgumentParser:
