@@ -41,6 +41,8 @@ from mnist_exp.config import (
     signature,
     to_yaml,
 )
+from mnist_exp.data import sources
+from mnist_exp.data.dataset import check_arrays
 from mnist_exp.provenance.modules import FOLDER, user_code
 from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import Record
@@ -120,10 +122,11 @@ def test_every_key_of_every_option_changes_the_identity_and_what_is_built(
 ):
     monkeypatch.delenv("MNIST_EXP_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    arrays = data._digits_arrays()
-    four = data.Split(*(np.concatenate([array] * 4) for array in arrays.train))  # of which 5,000 may validate
-    monkeypatch.setattr(data, "_cached_mnist", lambda: arrays._replace(train=four))
-    np.savez("x.npz", **dict(zip(data.ARRAYS, (*arrays.train, *arrays.test), strict=True)))
+    x_train, y_train, *test = sources._digits_arrays()
+    four = [np.concatenate([array] * 4) for array in (x_train, y_train)]  # of which 5,000 may validate
+    arrays = check_arrays("scikit-learn", dict(zip(data.ARRAYS, (*four, *test), strict=True)))
+    monkeypatch.setattr(sources, "cached_mnist", lambda: arrays)
+    np.savez("x.npz", **dict(zip(data.ARRAYS, (x_train, y_train, *test), strict=True)))
     other = not value if isinstance(value, bool) else OTHER[key]
     if key == "path":  # is read; the identity has the fingerprint of the images there
         with pytest.raises(data.DataError, match=r"elsewhere\.npz: no such file"):

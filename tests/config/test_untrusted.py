@@ -280,7 +280,7 @@ def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_mo
 
 def test_builders_are_the_public_ones_and_can_be_called():
     assert builders("model") == [f"mnist_exp.models.{name}" for name in ("cnn", "linear", "mlp", "residual")]
-    assert builders("data") == [f"mnist_exp.data.{name}" for name in ("mnist", "digits", "file")]
+    assert builders("data") == [f"mnist_exp.data.{name}" for name in ("digits", "file", "mnist")]
     assert "keras.optimizers.Muon" in builders("optimizer")
     assert "keras.optimizers.schedules.CosineDecay" in builders("schedule")
     for group in FACTS:

@@ -20,7 +20,7 @@ import pytest
 
 from mnist_exp import data
 from mnist_exp.config import check
-from mnist_exp.data import DataError
+from mnist_exp.data import DataError, dataset, download, files
 from mnist_exp.sweep import jobs
 from tests.helpers.configs import composed
 
@@ -82,7 +82,7 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch) -> Arrays:
     """Fifty images that count as MNIST for one test."""
     content = arrays()
     digests = tuple(hashlib.sha256(array.tobytes()).hexdigest() for array in content.values())
-    monkeypatch.setattr(data, "MNIST_SHA256", digests)
+    monkeypatch.setattr(download, "MNIST_SHA256", digests)
     return content
 
 
@@ -115,7 +115,7 @@ def test_validation_images_are_taken_from_the_training_images(validation: float,
 
 
 def test_split_is_disjoint_and_keeps_the_order() -> None:
-    kept, taken = data._divide(1000, 300, seed=5)
+    kept, taken = dataset.divide(1000, 300, seed=5)
     assert np.all(np.diff(kept) > 0)
     assert np.all(np.diff(taken) > 0)
     assert sorted([*kept, *taken]) == list(range(1000))
@@ -260,7 +260,7 @@ def test_damaged_cache_without_network(cache: Path) -> None:
         data.mnist()
     message = str(error.value)
     assert message.startswith(f"{cache}: damaged, truncated, or not an .npz or IDX file: File is not a zip file,")
-    assert f"and downloading {data.MNIST_URL} failed: <urlopen error no network in tests>; name" in message
+    assert f"and downloading {download.MNIST_URL} failed: <urlopen error no network in tests>; name" in message
     assert cache.read_bytes() == b"cut"
 
 
@@ -306,8 +306,8 @@ def test_auto_is_mnist_when_at_hand_or_within_reach(
 def test_auto_does_not_wait_for_a_hanging_name_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", URLOPEN)
     monkeypatch.setenv("no_proxy", "*")
-    assert data.PROBE_SECONDS < 10
-    monkeypatch.setattr(data, "PROBE_SECONDS", 0.3)
+    assert download.PROBE_SECONDS < 10
+    monkeypatch.setattr(download, "PROBE_SECONDS", 0.3)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])
     start = time.perf_counter()
     assert data.resolve_auto() == "digits"
@@ -337,7 +337,7 @@ def test_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_many_files_do_not_pile_up(tmp_path: Path) -> None:
     for number in range(5):
         data.file(path=str(write_npz(tmp_path / f"{number}.npz", arrays())))
-    assert data._read.cache_info().currsize <= 2
+    assert files._read.cache_info().currsize <= 2
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -688,18 +688,21 @@ def test_what_expands_without_end_is_refused_within_little_memory(tmp_path: Path
 
 def test_data_larger_than_the_machine_s_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_npz(tmp_path / "own.npz", arrays(train=400))
-    monkeypatch.setattr(data.provenance, "memory", lambda: 300_000)
+    monkeypatch.setattr(files.provenance, "memory", lambda: 300_000)
     with pytest.raises(DataError, match=r"own\.npz: holds 0\.0 GB of data, this machine has 0\.0$"):
         data.file(path=str(path))
 
 
 PIXELS, LABELS = np.zeros((4, 3, 3, 1), np.uint8), np.arange(4, dtype=np.int64) % 2
 PART = data.Split(PIXELS, LABELS)
-MINE = data.Dataset("mine", "nowhere", PART, PART, PART, 2, "abc")
+MINE = data.Dataset("mine", "nowhere", PART, PART, PART, 2, "abc", class_names=("0", "1"))
 
 
 def test_a_data_set_of_a_user_that_keeps_the_rules_passes():
     assert data.check_dataset(MINE) is MINE
+    assert data.check_dataset(MINE._replace(class_names=())) == MINE  # the labels' numbers
+    named = MINE._replace(class_names=("cat", "dog"))
+    assert data.check_dataset(named) is named
 
 
 @pytest.mark.parametrize(
@@ -709,6 +712,10 @@ def test_a_data_set_of_a_user_that_keeps_the_rules_passes():
         (None, "a mnist_exp.data.Dataset, got NoneType"),
         (MINE._replace(fingerprint=""), "a Dataset whose fingerprint is a text, got ''"),
         (MINE._replace(name=3), "a Dataset whose name is a text, got 3"),
+        (MINE._replace(class_names=("cat",)), "class_names are 2 different texts, one for each label, got ('cat',)"),
+        (MINE._replace(class_names=("cat", "cat")), "class_names are 2 different texts"),
+        (MINE._replace(class_names=("cat", 3)), "class_names are 2 different texts"),
+        (MINE._replace(class_names=["cat", "dog"]), "class_names are 2 different texts"),
         (MINE._replace(num_classes=1), "a Dataset whose num_classes is at least 2, got 1"),
         (MINE._replace(num_classes=2.0), "a Dataset whose num_classes is at least 2, got 2.0"),
         (MINE._replace(train=(PIXELS, LABELS)), "a Dataset whose train is a mnist_exp.data.Split, got tuple"),
@@ -737,6 +744,48 @@ def test_a_data_set_of_a_user_that_breaks_a_rule_is_refused_in_one_line(returned
     assert str(error.value).startswith("data._target_ must return ")
     assert said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_arrays_make_the_data_set_that_a_file_of_them_makes(tmp_path: Path) -> None:
+    content = arrays()
+    own = data.file(path=str(write_npz(tmp_path / "own.npz", content)), validation=0.25, split_seed=3)
+    made = data.arrays_to_dataset("own", *content.values(), validation=0.25, split_seed=3)
+    assert (made.name, made.source, made.fingerprint) == ("own", "arrays", own.fingerprint)
+    assert data.check_dataset(made) is made
+    assert made.class_names == own.class_names == tuple("0123456789")
+    for mine, theirs in zip(made[2:5], own[2:5], strict=True):
+        np.testing.assert_array_equal(mine.images, theirs.images)
+        np.testing.assert_array_equal(mine.labels, theirs.labels)
+    letters = data.arrays_to_dataset(
+        "own", *content.values(), validation="test", split_seed=0, class_names=[*"abcdefghij"]
+    )
+    assert letters.class_names == tuple("abcdefghij")
+    content["x_train"][0] = 0  # the caller's arrays stay writable
+    lists = (np.zeros((4, 2, 2), int).tolist(), [0, 1, 0, 1]) * 2
+    assert data.arrays_to_dataset("own", *lists, validation=1, split_seed=0).image_shape == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": np.zeros((40, 28, 28))}, "mine: x_train: pixels must be integers in 0..255, which models scale"),
+        ({"x_test": np.zeros((10, 28), int)}, "mine: x_test: images must be (n, height, width) or"),
+        ({"x_test": np.zeros((10, 8, 8), int)}, "mine: images must have one size and depth"),
+        ({"y_train": np.arange(39) % 10}, "mine: y_train: each image needs one label, got 39 for 40 images"),
+        ({"y_test": np.full(10, -1)}, "mine: y_test: labels must be in 0..999, got -1..-1"),
+        ({"class_names": ["a"]}, "mine: class_names must be 10 different texts, one for each label, got ('a',)"),
+        ({"class_names": ["a"] * 10}, "mine: class_names must be 10 different texts"),
+        ({"validation": 40}, "data.validation=40 takes 40 of the 40 training images of own"),
+        ({"validation": "none"}, "data.validation must be a count of at least 1"),
+        ({"split_seed": -1}, "data.split_seed must be an integer of at least 0, got -1"),
+    ],
+)
+def test_arrays_that_break_a_rule_are_refused_in_one_line(change: dict[str, object], message: str) -> None:
+    given = {**arrays(), "validation": 5, "split_seed": 0, "source": "mine", **change}
+    with pytest.raises(DataError) as error:
+        data.arrays_to_dataset("own", **given)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
 
 
 def test_warnings_are_printed_when_a_run_loads_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
