@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import mnist_exp
 from mnist_exp import console
-from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError
+from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError
 
 COMMANDS = {
     "train": "train one run, or with -m a sweep of runs",
@@ -67,7 +67,7 @@ def run(command: Callable[[], int], *, failed: str = "failed", interrupted: str 
         return command()
     except RequestError as error:
         console.complain(str(error))
-        return EXIT_SENSELESS
+        return EXIT_INVALID
     except (RunError, OSError) as error:
         console.complain(f"{failed}: {error}")
         return EXIT_FAILED

@@ -1,10 +1,10 @@
 """Exit codes, and the errors that one line explains to the user."""
 
-EXIT_FAILED, EXIT_SENSELESS, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXIT_FAILED, EXIT_INVALID, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 class RequestError(ValueError):
-    """What was asked for makes no sense here; the message is a line for the user for each mistake."""
+    """An invalid request, such as a wrong value; the message has one line for each mistake of the user."""
 
 
 class RunError(RuntimeError):

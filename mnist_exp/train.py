@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from mnist_exp import commands, console
 from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_name
-from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SENSELESS, RequestError, RunError, first_line
+from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError, first_line
 from mnist_exp.reproduction.record import resumed
 from mnist_exp.sweep import optuna_search
 from mnist_exp.sweep.jobs import attempt, is_auto, job_failed, load, settle, stopped, warn_unrecorded
@@ -42,7 +42,7 @@ def job(composed: DictConfig) -> float | list[float]:
         return _train(check(composed))
     except RequestError as error:
         console.complain(str(error))
-        code = EXIT_SENSELESS
+        code = EXIT_INVALID
     except Exception as error:  # noqa: BLE001 - the other jobs of the sweep go on
         if not isinstance(error, RunError | OSError):  # a diverged loss or a full disk is not a bug
             console.print_traceback(error)
@@ -139,7 +139,7 @@ def main() -> None:
             job()
     except RequestError as error:
         console.complain(str(error))
-        sys.exit(EXIT_SENSELESS)
+        sys.exit(EXIT_INVALID)
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
         console.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")
@@ -150,7 +150,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - raised by Hydra, because `job` catches its own
         given = "" if isinstance(error, HydraException) else f"{' '.join(sys.argv[1:])!r} cannot be started: "
         console.complain(given + explain(error))
-        sys.exit(EXIT_FAILED if abandon_sweep("FAILED") else EXIT_SENSELESS)
+        sys.exit(EXIT_FAILED if abandon_sweep("FAILED") else EXIT_INVALID)
 
 
 if __name__ == "__main__":

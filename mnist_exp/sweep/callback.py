@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp import provenance
 from mnist_exp.config import ConfigError, explain
-from mnist_exp.errors import EXIT_FAILED, EXIT_SENSELESS, RequestError
+from mnist_exp.errors import EXIT_FAILED, EXIT_INVALID, RequestError
 from mnist_exp.redact import redact_file
 from mnist_exp.sweep import processes, search
 from mnist_exp.sweep.jobs import Job, check_data, check_jobs, grid, is_auto, prepare, settle, warn_unrecorded
@@ -101,4 +101,4 @@ def _add(config: DictConfig, overrides: Sequence[str]) -> None:
 
 def _leave(error: Exception) -> NoReturn:
     _say(error)
-    sys.exit(EXIT_SENSELESS if isinstance(error, RequestError) else EXIT_FAILED)
+    sys.exit(EXIT_INVALID if isinstance(error, RequestError) else EXIT_FAILED)
