@@ -54,7 +54,7 @@ def time_tracking() -> None:
         (provenance, ("environment_record", "requirements", "source_files")),
         (plots, ("curves", "confusion_matrix", "mistakes", "samples")),
         (plots.Figure, ("savefig",)),
-        (experiment, ("_write_summary",)),
+        (experiment, ("_describe",)),
     ):
         for name in names:
             setattr(owner, name, timed(totals, name, getattr(owner, name)))

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks import chart
 from benchmarks.speed import CHARTS, RESULTS
 from mnist_exp import data, models, provenance
+from mnist_exp.losses import cross_entropy
 from mnist_exp.training import devices, trainer
 
 EXECUTIONS = {
@@ -32,12 +33,8 @@ def rate(execution: trainer.Execution, mnist: data.Dataset, images: int, width: 
     model = models.mlp(mnist.image_shape, 10, hidden=[width], activation="relu", dropout=0.0, batch_norm=False)
     fitted = trainer.fit(
         model,
-        keras.optimizers.Adam(),
         mnist._replace(train=train, validation=validation),
-        epochs=3,
-        batch_size=batch_size,
-        seed=0,
-        execution=execution,
+        trainer.Training(cross_entropy(10), keras.optimizers.Adam(), 3, batch_size, seed=0, execution=execution),
     )
     return max(fitted.history["images_per_second"][1:])
 

@@ -1,4 +1,8 @@
-"""One experiment, from a checked config to a finished run in the tracking store, top to bottom."""
+"""One experiment from a checked config to a finished run in the tracking store.
+
+TensorFlow, MLflow and Matplotlib take 7 s to import. The functions that use them import them, so that `prepare` and the
+search for a finished run need not wait.
+"""
 
 import json
 import shlex
@@ -7,160 +11,227 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import keras
 import numpy as np
 from omegaconf import OmegaConf
 
 from mnist_exp import console, provenance, scores
-from mnist_exp.config import PACKAGE, Config, build, identity, params, run_name, targets, to_yaml
+from mnist_exp.config import PACKAGE, Config, identity, params, run_name, targets, to_yaml
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError
-from mnist_exp.figures import run as plots
-from mnist_exp.models import Shape, check, saved_weights
 from mnist_exp.provenance.modules import FOLDER, UserCode, recordable, user_code, write
 from mnist_exp.redact import redact
-from mnist_exp.tracking import RunLog, Store, download, tracked_run
-from mnist_exp.training import devices, trainer
 
-# Told of each epoch its number, its metrics and the digest of its weights; true ends the training there.
-Watch = Callable[[int, dict[str, float], str], bool]
+if TYPE_CHECKING:
+    import keras
+
+    from mnist_exp.tracking import RunLog, Store
+    from mnist_exp.training.evaluation import Evaluation
+    from mnist_exp.training.trainer import Execution, Fitted, Training
+
+# Gets an epoch's number, its metrics and the digest of its weights. True ends the training there.
+EpochCallback = Callable[[int, dict[str, float], str], bool]
 
 
-@contextmanager
-def _nobody(log: RunLog) -> Iterator[Watch]:
-    yield lambda epoch, values, weights: False
+class Experiment(NamedTuple):
+    """A run to be: everything that identifies it. Made once a job by `prepare`, then only read."""
+
+    config: Config  # checked, with `data` naming a concrete source
+    dataset: Dataset
+    name: str
+    threads: int
+    user_code: UserCode
+    factors: Mapping[str, Any]  # environment factors: what can change the result besides the config
+
+    @property
+    def selection(self) -> str:
+        """The images that runs are selected on: `validation`, or `test` if the test set is used for it."""
+        return "test" if self.config.data["validation"] == "test" else "validation"
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of the config and the environment factors. Runs of equal identity have equal results."""
+        return identity(self.config, self.factors)
 
 
 class Result(NamedTuple):
-    """What a run came to; every metric is in the store under the same name."""
+    """A finished run. The store has every metric under the same name."""
 
     run_id: str
     metrics: dict[str, float]
 
 
-def run_experiment(
-    config: Config,
-    dataset: Dataset,
-    store: Store,
-    output: Path,
-    tags: Mapping[str, str],
-    overrides: Sequence[str],
-    witness: Callable[[RunLog], AbstractContextManager[Watch]] = _nobody,
-) -> Result:
-    """Train, evaluate and record one model.
+def prepare(config: Config, dataset: Dataset, device: str) -> Experiment:
+    """Collect what identifies a run.
 
     Args:
         config: checked, with `data` naming a concrete source.
         dataset: loaded from `config.data`.
+        device: that it will train on, as `training.devices.describe` names it.
+    """
+    threads = config.trainer.threads or provenance.cores()
+    own = user_code(targets(config))
+    factors = provenance.environment_factors(PACKAGE, own, dataset.fingerprint, threads, device)
+    return Experiment(config, dataset, run_name(config), threads, own, factors)
+
+
+@contextmanager
+def _nobody(log: "RunLog") -> Iterator[EpochCallback]:
+    yield lambda epoch, values, weights: False
+
+
+def run(
+    experiment: Experiment,
+    store: "Store",
+    output: Path,
+    *,
+    tags: Mapping[str, str],
+    overrides: Sequence[str],
+    follow: Callable[["RunLog"], AbstractContextManager[EpochCallback]] = _nobody,
+) -> Result:
+    """Train, evaluate and record one model.
+
+    Args:
+        experiment: from `prepare`.
         store: where the run is recorded.
         output: folder for the run's local record.
         tags: of the run, besides those made here, and before them.
         overrides: the command's overrides, recorded as they were given.
-        witness: entered with the run's log before it trains, left before the run is closed.
+        follow: a context entered with the run's log before it trains, left before the run is closed.
 
     Raises:
         DeviceError: the machine lacks the devices asked for.
         StoreError: the store did not take the run.
     """
-    settings, images = config.trainer, len(dataset.train.labels)
-    name = run_name(config)
-    threads = settings.threads or provenance.cores()
-    strategy = devices.configure(settings.devices, threads)
-    devices.fresh_session(config.seed, settings.precision)
-    own = user_code(targets(config))
-    facts = provenance.environment_factors(PACKAGE, own, dataset.fingerprint, threads, devices.describe(strategy))
+    from mnist_exp import builders, tracking
+    from mnist_exp.training import devices, evaluation
+
+    config, dataset, name = experiment.config, experiment.dataset, experiment.name
+    strategy = devices.configure(config.trainer.devices, experiment.threads)
+    devices.fresh_session(config.seed, config.trainer.precision)
     code = provenance.own_code(PACKAGE)
-    tags = {"overrides": shlex.join(overrides), **_tags(config, dataset, facts, code), **tags}
-    resume = config.resume or settings.checkpoint
-    with tracked_run(store, name, params(config), tags, output, resume) as log, witness(log) as watch:
+    tags = {"overrides": shlex.join(overrides), **_tags(experiment, code), **tags}
+    resume = config.resume or config.trainer.checkpoint
+    with tracking.tracked_run(store, name, params(config), tags, output, resume) as log, follow(log) as on_epoch:
         if log.epochs:
             console.say(console.continued_line(name, log.epochs, log.run_id), sys.stderr)
-        _write_origin(log.folder, config, overrides, facts, code, own)
+        _write_origin(log.folder, experiment, overrides, code)
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
-            model = build_model(config.model, dataset.image_shape, dataset.num_classes)
+            model, training = _build(experiment, log, strategy.num_replicas_in_sync if strategy is not None else 1)
             if config.init_from is not None:
                 _take_weights(model, config.init_from, store)
-            optimizer = build_optimizer(
-                config.optimizer, config.schedule, settings.epochs * -(-images // settings.batch_size)
-            )
-        replicas = strategy.num_replicas_in_sync if strategy is not None else 1
-        execution = trainer.choose_execution(settings.execution, model, replicas, gpu=facts["device"] != "cpu")
-        log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
-        _write_summary(log.folder, model)
-        log.upload()
-        fitted = _fit(config, dataset, model, optimizer, execution, name, log, watch)
-        measured, test_logits = _evaluate(model, dataset, fitted, validation=tags["selection"])
-        final = {"fit_seconds": fitted.seconds, "parameters": float(model.count_params()), **measured}
+        further = builders.build_scores(config, dataset.num_classes)
+        _describe(log, model, training.execution)
+        fitted = _fit(experiment, model, training, log, on_epoch)
+        scored = evaluation.evaluate(model, dataset, selection=experiment.selection)
+        final = {
+            "fit_seconds": fitted.seconds,
+            "parameters": float(model.count_params()),
+            "compile_seconds": fitted.compile_seconds,
+            "best_epoch": float(fitted.best_epoch),
+            **scored.metrics,
+            **evaluation.milestones(fitted.history),
+        }
+        failure = None
+        try:
+            final |= evaluation.further_scores(further, dataset, scored)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything: raised once all is stored
+            failure = error
         # Before anything is written or sent that may fail.
         log.metrics(0, final)
         epochs = len(fitted.history["train_loss"])
-        console.say(console.summary_line(name, final, epochs, execution.name, log.run_id))
-        _write_results(log.folder, dataset, fitted, test_logits, validation=tags["selection"], title=name)
-        log.model(model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(own.packages))
+        console.say(console.summary_line(name, final, epochs, training.execution.name, log.run_id))
+        _write_results(log.folder, experiment, fitted, scored)
+        log.model(
+            model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(experiment.user_code.packages)
+        )
+        if failure is not None:
+            raise failure
     return Result(log.run_id, final)
 
 
-def _tags(config: Config, dataset: Dataset, facts: Mapping[str, Any], code: provenance.Code) -> dict[str, str]:
+def _tags(experiment: Experiment, code: provenance.Code) -> dict[str, str]:
+    config, dataset, factors = experiment.config, experiment.dataset, experiment.factors
     return {
         "kind": "run",
-        "identity": identity(config, facts),
+        "identity": experiment.identity,
         "identity.config": identity(config, {}),
-        "identity.facts": json.dumps(facts),
+        "identity.facts": json.dumps(factors),
         "data.name": dataset.name,
         "data.fingerprint": dataset.fingerprint,
         **({"init_from": config.init_from} if config.init_from is not None else {}),
-        "selection": "test" if config.data["validation"] == "test" else "validation",
-        "device": facts["device"],
-        "threads": str(facts["threads"]),
+        "selection": experiment.selection,
+        "device": factors["device"],
+        "threads": str(factors["threads"]),
         "code.commit": code.commit or "unknown",
         "code.dirty": "unknown" if code.dirty is None else str(code.dirty).lower(),
     }
 
 
-def _fit(
-    config: Config,
-    dataset: Dataset,
-    model: keras.Model,
-    optimizer: keras.Optimizer,
-    execution: trainer.Execution,
-    name: str,
-    log: RunLog,
-    watch: Watch,
-) -> trainer.Fitted:
-    """Train with the config's callbacks, showing and recording every epoch."""
-    settings = config.trainer
-    callbacks = []
-    if settings.early_stopping is not None:
-        callbacks.append(trainer.early_stopping(settings.early_stopping, settings.patience))
+def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras.Model", "Training"]:
+    """Everything that Keras needs, built from the config."""
+    from mnist_exp import builders
+    from mnist_exp.training import trainer
+
+    config, dataset, settings = experiment.config, experiment.dataset, experiment.config.trainer
+    model = builders.build_model(config.model, dataset.image_shape, dataset.num_classes)
+    steps = settings.epochs * -(-len(dataset.train.labels) // settings.batch_size)
+    on_gpu = experiment.factors["device"] != "cpu"
+    callbacks = builders.build_callbacks(config)
+    unsaved = trainer.not_resumable(callbacks)
+    if unsaved and settings.checkpoint:
+        log.tags({"resume.exact": "false"})
+        console.warn(
+            f"callbacks.{', callbacks.'.join(unsaved)}: without get_state and set_state no checkpoint holds the state; "
+            "if this run is continued, its result may differ from that of an uninterrupted run"
+        )
     if settings.profile:
-        callbacks.append(trainer.profile(log.folder / "profile", settings.epochs))
-    with console.RunProgress(name, settings.epochs) as progress:
+        callbacks["trainer.profile"] = trainer.profile(log.folder / "profile", settings.epochs)
+    return model, trainer.Training(
+        loss=builders.build_loss(config.loss, dataset.num_classes),
+        optimizer=builders.build_optimizer(config.optimizer, config.schedule, steps),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        execution=trainer.choose_execution(settings.execution, model, replicas, gpu=on_gpu),
+        augmentation=builders.build_augmentation(config, dataset),
+        callbacks=callbacks,
+        checkpoints=log.checkpoints if settings.checkpoint else None,
+    )
+
+
+def _describe(log: "RunLog", model: "keras.Model", execution: "Execution") -> None:
+    """Record how the model trains and its layers, and send what is written so far."""
+    log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
+    lines: list[str] = []
+    model.summary(print_fn=lines.append, line_length=80)
+    (log.folder / "model_summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    log.upload()
+
+
+def _fit(
+    experiment: Experiment, model: "keras.Model", training: "Training", log: "RunLog", follow: EpochCallback
+) -> "Fitted":
+    """Train; show and record every epoch."""
+    from mnist_exp.training import trainer
+
+    with console.RunProgress(experiment.name, training.epochs) as progress:
 
         def on_epoch(epoch: int, values: dict[str, float], weights: str) -> bool:
             log.metrics(epoch, values, weights=weights)
             progress.epoch(epoch, values)
-            return watch(epoch, values, weights)
+            return follow(epoch, values, weights)
 
-        return trainer.fit(
-            model,
-            optimizer,
-            dataset,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            execution=execution,
-            on_epoch=on_epoch,
-            within_epoch=progress.within_epoch,
-            callbacks=callbacks,
-            checkpoints=log.checkpoints if settings.checkpoint else None,
-        )
+        return trainer.fit(model, experiment.dataset, training, on_epoch=on_epoch, within_epoch=progress.within_epoch)
 
 
-def _take_weights(model: keras.Model, run_id: str, store: Store) -> None:
+def _take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:
+    from mnist_exp.models import saved_weights
+    from mnist_exp.tracking import download
+
     with tempfile.TemporaryDirectory() as scratch:
         weights = saved_weights(download(store.uri, run_id, "saved_model", Path(scratch)))
     try:
@@ -172,61 +243,14 @@ def _take_weights(model: keras.Model, run_id: str, store: Store) -> None:
         ) from error
 
 
-def build_model(node: Mapping[str, Any], image_shape: Shape, num_classes: int) -> keras.Model:
-    """A model from uint8 images to logits.
-
-    Raises:
-        RequestError: a user's builder returns something else. The tests check the models of this package.
-    """
-    model = build(node, image_shape, num_classes)
-    if not node["_target_"].startswith("mnist_exp."):
-        check(model, image_shape, num_classes)
-    return model
-
-
-def build_optimizer(node: Mapping[str, Any], schedule: Mapping[str, Any], total_steps: int) -> keras.Optimizer:
-    """An optimizer whose base rate a schedule scales over the steps of the training.
-
-    Raises:
-        RequestError: the schedule returns no rate, or the optimizer's target no optimizer.
-    """
-    rate = build(schedule, node["learning_rate"], total_steps)
-    if not schedule["_target_"].startswith("mnist_exp."):
-        _check_rate(rate, total_steps)
-    optimizer = build({**node, "learning_rate": rate})
-    if not isinstance(optimizer, keras.Optimizer):
-        raise RequestError(f"optimizer._target_ must return a keras.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
-
-
-def _check_rate(rate: object, total_steps: int) -> None:
-    """Keras also takes a function of no arguments, but a compiled loop would call it once and keep the first rate."""
-    if not isinstance(rate, float | keras.optimizers.schedules.LearningRateSchedule):
-        raise RequestError(
-            f"schedule._target_ must return a float or a keras LearningRateSchedule, got {type(rate).__name__}"
-        )
-    for step in (0, total_steps - 1):
-        value = np.asarray(rate if isinstance(rate, float) else rate(step))
-        if value.shape != () or not 0 <= value < np.inf:
-            raise RequestError(
-                f"schedule._target_ must give a rate of at least 0 at each step, got {value} at step {step}"
-            )
-
-
-def _write_origin(
-    folder: Path,
-    config: Config,
-    overrides: Sequence[str],
-    facts: Mapping[str, Any],
-    code: provenance.Code,
-    own: UserCode,
-) -> None:
-    """Write what the run came from: enough to train it again, and to tell why the result is another one."""
+def _write_origin(folder: Path, experiment: Experiment, overrides: Sequence[str], code: provenance.Code) -> None:
+    """Write the run's origin: enough to train it again, and to explain a different result."""
+    config, own = experiment.config, experiment.user_code
     described = {
         "code": {"commit": code.commit, "branch": code.branch, "dirty": code.dirty},
         "source": provenance.source_files(PACKAGE, own),
         "source_trees": provenance.source_trees(PACKAGE, own),
-        "facts": facts,
+        "facts": experiment.factors,
         "config": params(config),
     }
     environment = json.dumps({**provenance.environment_record(own.packages), **described}, indent=2)
@@ -241,37 +265,13 @@ def _write_origin(
     write(recordable(own)[0], folder / FOLDER)
 
 
-def _write_summary(folder: Path, model: keras.Model) -> None:
-    lines: list[str] = []
-    model.summary(print_fn=lines.append, line_length=80)
-    (folder / "model_summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _evaluate(
-    model: keras.Model, dataset: Dataset, fitted: trainer.Fitted, *, validation: str
-) -> tuple[dict[str, float], np.ndarray]:
-    """Score the final weights, the test set just this once; return the final metrics and the test logits."""
-    labels = dataset.test.labels
-    test_logits = trainer.predict(model, dataset.test)
-    val_logits = test_logits if validation == "test" else trainer.predict(model, dataset.validation)
-    found = {"compile_seconds": fitted.compile_seconds, "best_epoch": float(fitted.best_epoch)}
-    for part, logits, truth in (("final_val", val_logits, dataset.validation.labels), ("test", test_logits, labels)):
-        found[f"{part}_loss"] = scores.cross_entropy(logits, truth)
-        found[f"{part}_accuracy"] = float((logits.argmax(axis=1) == truth).mean())
-    found["test_calibration_error"] = scores.calibration_error(test_logits, labels)
-    for percent in (97, 98, 99):
-        history = fitted.history
-        seconds = scores.seconds_to(history["val_accuracy"], history["epoch_seconds"], percent / 100)
-        if seconds is not None:
-            found[f"seconds_to_{percent}"] = seconds
-    return found, test_logits
-
-
-def _write_results(
-    folder: Path, dataset: Dataset, fitted: trainer.Fitted, test_logits: np.ndarray, *, validation: str, title: str
-) -> None:
+def _write_results(folder: Path, experiment: Experiment, fitted: "Fitted", scored: "Evaluation") -> None:
     """Write the predictions on the test set, the scores of each class, and the plots."""
-    labels, classes = dataset.test.labels, [str(c) for c in range(dataset.num_classes)]
+    from mnist_exp.figures import run as plots
+
+    dataset, test_logits = experiment.dataset, scored.test_logits
+    title, validation = experiment.name, experiment.selection
+    labels, classes = dataset.test.labels, dataset.class_names
     confusion = scores.confusion_matrix(labels, test_logits.argmax(axis=1), dataset.num_classes)
     np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
     # Not metrics: thirty charts of one bar each would hide the curves in MLflow's view.

@@ -26,11 +26,12 @@ from omegaconf import DictConfig
 from mnist_exp import commands, console
 from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_name
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError, first_line
+from mnist_exp.experiment import prepare, run
 from mnist_exp.reproduction.record import resumed
 from mnist_exp.sweep import optuna_search
 from mnist_exp.sweep.jobs import attempt, is_auto, job_failed, load, settle, stopped, warn_unrecorded
-from mnist_exp.sweep.reuse import finished_before
-from mnist_exp.sweep.startup import import_tensorflow
+from mnist_exp.sweep.reuse import take_finished
+from mnist_exp.sweep.startup import device, import_tensorflow
 from mnist_exp.sweep.summary import abandon_sweep, job_tags
 
 
@@ -73,23 +74,22 @@ def _train(config: Config) -> float | list[float]:
         store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
         if config.init_from is not None:
             config.init_from = tracking.find_finished(config.tracking.uri, config.init_from)
+    experiment = prepare(config, dataset, device(config.trainer))
     if config.sweep.id is None:
         tracking.end_dead_runs(store)
         warn_unrecorded([config])
     else:
         if stopped(config, store):
             return math.nan
-        if (known := finished_before(config, dataset, store, settings.job.num)) is not None:
+        if (known := take_finished(experiment, store, settings.job.num)) is not None:
             return _objective(config, known)
         tags, retries = job_tags(config.sweep.id, settings.job.num), config.sweep.retries
     import_tensorflow()
-    from mnist_exp.experiment import run_experiment
     from mnist_exp.sweep import preflight
 
     preflight.check(config, dataset)
-    output = Path(settings.runtime.output_dir)
-    watched = _watched(config)
-    result = attempt(lambda: run_experiment(config, dataset, store, output, tags, overrides, **watched), retries)
+    further = {"tags": tags, "overrides": overrides, **_follower(config)}
+    result = attempt(lambda: run(experiment, store, Path(settings.runtime.output_dir), **further), retries)
     return _objective(config, result.metrics)
 
 
@@ -99,9 +99,9 @@ def _given_folder() -> AbstractContextManager[None]:
     return chdir(settings.runtime.cwd) if settings.job.chdir else nullcontext()
 
 
-def _watched(config: Config) -> dict[str, Any]:
-    """Who else follows the run, as `run_experiment` takes it."""
-    return {} if config.sweep.trial.id is None else {"witness": optuna_search.pruning(config.sweep)}
+def _follower(config: Config) -> dict[str, Any]:
+    """The Optuna study that may prune the run, as an argument of `experiment.run`."""
+    return {} if config.sweep.trial.id is None else {"follow": optuna_search.pruning(config.sweep)}
 
 
 def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[float]:

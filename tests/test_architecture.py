@@ -18,9 +18,10 @@ PACKAGE = Path(mnist_exp.__file__).parent
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"errors", "redact"},
-    {"console", "models", "provenance", "schedules", "scores"},
+    {"console", "losses", "models", "provenance", "schedules", "scores"},
     {"data"},
     {"config", "training", "tracking", "figures"},
+    {"builders"},
     {"experiment"},
     {"sweep", "analysis", "commands"},
     {"reproduction"},  # begins a run as a job of a sweep does
@@ -28,7 +29,7 @@ LEVELS = (
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
 # Where each library may be imported: a folder or file at the top of the package, or one file in a folder.
-TENSORFLOW = {"models", "schedules", "training", "experiment", "sweep/preflight"}
+TENSORFLOW = {"models", "losses", "schedules", "training", "builders", "experiment", "sweep/preflight"}
 LIBRARIES = {
     "tensorflow": TENSORFLOW,
     "keras": TENSORFLOW,

@@ -13,6 +13,7 @@ from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
 
+EARLIER = {"loss": "cross_entropy", "callbacks": "None", "scores": "None"}  # of versions without these groups
 SHORT_NAMES = ("model", "optimizer")  # params that repeat a `_target_` for MLflow's UI
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
 GROUPS = ("model", "optimizer", "schedule", "augment")  # whose options need no key to be understood
@@ -169,7 +170,7 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 
 def settings(run: RunInfo) -> dict[str, str]:
     """All that can change a run's result but its seed and data, under the names that people know."""
-    found: dict[str, str] = {}
+    found = dict(EARLIER)
     for key, value in run.params.items():
         if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
             group, _, name = key.partition(".")
@@ -184,7 +185,11 @@ def settings(run: RunInfo) -> dict[str, str]:
 def _short(group: str, target: str) -> str:
     """A target's own name when it is where one looks for it, else all of it."""
     module, _, name = target.rpartition(".")
-    return name if module in (f"mnist_exp.{group}", f"mnist_exp.{group}s", f"keras.{group}s") else target
+    return (
+        name
+        if module in (f"mnist_exp.{group}", f"mnist_exp.{group}s", f"mnist_exp.{group}es", f"keras.{group}s")
+        else target
+    )
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from mnist_exp.config.identity import (
 )
 from mnist_exp.config.rules import ACTIVATIONS, MAX_THREADS, RULES, Rule, check, check_batch, explain
 from mnist_exp.config.schema import (
+    ARGUMENTS,
     CONF_DIR,
-    FACTS,
+    LISTS,
     LOGGED_DEFAULTS,
     PACKAGE,
     READ,
@@ -22,6 +23,7 @@ from mnist_exp.config.schema import (
     TrainerConfig,
     TrialConfig,
     flatten,
+    nodes,
     run_name,
     to_yaml,
 )
@@ -29,8 +31,9 @@ from mnist_exp.config.targets import build, signature, targets
 
 __all__ = [
     "ACTIVATIONS",
+    "ARGUMENTS",
     "CONF_DIR",
-    "FACTS",
+    "LISTS",
     "LOGGED_DEFAULTS",
     "MAX_THREADS",
     "PACKAGE",
@@ -51,6 +54,7 @@ __all__ = [
     "explain",
     "flatten",
     "identity",
+    "nodes",
     "option_defaults",
     "params",
     "run_name",

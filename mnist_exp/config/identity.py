@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.config.schema import CONF_DIR, Config, flatten
+from mnist_exp.config.schema import CONF_DIR, LISTS, Config, flatten
 from mnist_exp.redact import redact
 
 # Keys that cannot change a run's result, and the recorded fact that stands in for each (None: it needs none). Identity,
@@ -33,14 +33,16 @@ def changes_result(key: str) -> bool:
 
 
 def semantic(config: Config) -> dict[str, Any]:
-    """The flat keys of a config that can change a result, with their values."""
-    return {key: value for key, value in flatten(asdict(config)).items() if changes_result(key)}
+    """The flat keys of a config that can change a result, with their values; of `LISTS` also the order of the keys."""
+    found = {key: value for key, value in flatten(asdict(config)).items() if changes_result(key)}
+    return found | {group: list(getattr(config, group)) for group in LISTS}
 
 
 def params(config: Config) -> dict[str, str]:
     """The flattened config as texts, and the short names of model and optimizer, which MLflow's UI has room for."""
     names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
     flat = {key: v for key, v in flatten(asdict(config)).items() if not key.startswith(("sweep.", "resume"))}
+    flat |= {group: ",".join(getattr(config, group)) or None for group in LISTS}  # the options' names in their order
     # A value is secret by its content, such as an address with a password, or by its key.
     return names | {key: redact(f"{key}={_text(value)}").removeprefix(f"{key}=") for key, value in flat.items()}
 

@@ -11,7 +11,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp.config.schema import CONF_DIR, FACTS, READ, Config, ConfigError, flatten
+from mnist_exp.config.schema import ARGUMENTS, CONF_DIR, LISTS, READ, Config, ConfigError, flatten, nodes
 from mnist_exp.config.targets import Signature, is_ours, signature
 from mnist_exp.data import DataError, check_validation
 from mnist_exp.errors import first_line
@@ -144,7 +144,7 @@ NAMES = ("name", "experiment", "resume", "init_from", "tracking.experiment")
 # Hydra's advice on a group's option is meant for a YAML file, or is refused in its turn.
 _ADVICE = (
     (
-        rf"Could not override '({'|'.join(FACTS)})'\. No match in the defaults list\.\nTo append .* use (\S+)",
+        rf"Could not override '({'|'.join(ARGUMENTS)})'\. No match in the defaults list\.\nTo append .* use (\S+)",
         r"\1 is not in the defaults list of this config; change its values by key, \1.KEY=VALUE; "
         r"only a config without \1 takes \2",
     ),
@@ -166,11 +166,12 @@ def check(composed: DictConfig) -> Config:
         raise ConfigError(explain(error)) from error
     if not isinstance(config, Config):
         raise ConfigError("the config must have `schema` first in its defaults list, see conf/train.yaml")
+    if config.augment == {"_target_": None}:  # how earlier versions logged that there was none
+        config.augment = {}
     mistakes = list(_mistakes(config))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    for group in FACTS:
-        node = getattr(config, group)
+    for group, _, node in nodes(config):
         for key, value in node.items():
             rule = _rule_in(group, node, key)
             if rule is not None and rule.real and type(value) is int:
@@ -229,16 +230,18 @@ def _rule(key: str) -> Rule | None:
 def _rule_in(group: str, node: Any, key: str) -> Rule | None:
     if not is_ours(node):
         return RULES[key] if key in READ.get(group, ()) and key in RULES else None
-    return RULES.get(f"{node['_target_']}.{key}") or _rule(f"{group}.{key}")
+    # Keras' layers and callbacks use the names of our keys with other meanings, `factor` for example.
+    return RULES.get(f"{node['_target_']}.{key}") or (None if group in LISTS else _rule(f"{group}.{key}"))
 
 
 def _mistakes(config: Config) -> Iterator[str]:
     yield from _extras(config)
-    for group in FACTS:
-        yield from _target_mistakes(group, getattr(config, group))
+    yield from _list_mistakes(config)
+    for group, place, node in nodes(config):
+        yield from _target_mistakes(group, place, node)
+        yield from _value_mistakes(group, place, node)
     for key, value in flatten(asdict(config)).items():
-        group, _, name = key.partition(".")
-        rule = _rule_in(group, getattr(config, group), name) if group in FACTS else _rule(key)
+        rule = _rule(key) if key.partition(".")[0] not in ARGUMENTS else None
         if rule is not None and not rule.holds(value):
             yield f"{key} must be {rule.says}, got {value!r}"
         elif key in NAMES and ".." in re.split(r"[/\\]", str(value)):
@@ -262,39 +265,52 @@ def _extras(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _extras(value, f"{prefix}{key}.")
 
 
-def _target_mistakes(group: str, node: Any) -> Iterator[str]:
+def _value_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
+    for key, value in flatten(node).items() if isinstance(node, dict) else ():
+        rule = _rule_in(group, node, key)
+        if rule is not None and not rule.holds(value):
+            yield f"{place}.{key} must be {rule.says}, got {value!r}"
+
+
+def _list_mistakes(config: Config) -> Iterator[str]:
+    for group in LISTS:
+        found = getattr(config, group)
+        if not isinstance(found, dict) or not all(re.fullmatch(r"[A-Za-z]\w*", str(key)) for key in found):
+            yield f"{group} must be none or options under keys of their own, as {group}=[a,b] makes; got {found!r}"
+
+
+def _target_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
     if not isinstance(node, dict) or "_target_" not in node:
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-        yield f"{group} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
+        yield f"{place} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
         return
     target = node["_target_"]
-    if group == "augment":
-        if node != {"_target_": None}:
-            yield f"augment must be none: this version applies no augmentation, got {node!r}"
-        return
     if target == "mnist_exp.data.auto":  # a marker that takes the keys of what it may come to stand for
         target = "mnist_exp.data.mnist"
     try:
         taken = signature(target)
     except LookupError as error:
-        yield f"{group}._target_ {error}"
+        yield f"{place}._target_ {error}"
         return
-    yield from _key_mistakes(group, node, target, taken)
+    yield from _key_mistakes(group, place, node, taken)
 
 
-def _key_mistakes(group: str, node: Mapping[str, Any], target: str, taken: Signature) -> Iterator[str]:
-    facts, read = FACTS[group], READ.get(group, set())
-    if len(taken.positional) < len(facts) and not taken.any_positional:
-        yield f"{group}._target_ must name what takes {', '.join(facts)} first, got {target!r}"
+def _key_mistakes(group: str, place: str, node: Mapping[str, Any], taken: Signature) -> Iterator[str]:
+    target = node["_target_"]
+    passed, read = ARGUMENTS[group], READ.get(group, set())
+    if len(taken.positional) < len(passed) and not taken.any_positional:
+        yield f"{place}._target_ must name what takes {', '.join(passed)} first, got {target!r}"
         return
-    filled = set(taken.positional[: len(facts)])  # by `run`, under whatever name
+    filled = set(taken.positional[: len(passed)])  # by the run, under whatever name
     given, accepted = set(node) - {"_target_"}, taken.keywords - filled
     needed = taken.required - filled | read
     if not taken.any_keyword:
         for key in sorted(read - accepted):
-            yield f"{group}._target_ must take {key}, got {target!r}"
+            yield f"{place}._target_ must take {key}, got {target!r}"
         for key in sorted(given - accepted - read):
-            yield f"{group}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
+            yield f"{place}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
         needed &= accepted
     for key in sorted(needed - given):
-        yield f"{group}.{key} is required by {target} and missing"
+        yield f"{place}.{key} is required by {target} and missing"
+    if group == "augment" and "seed" in given:
+        yield f"{place}.seed must be left out: the run's seed decides, got {node['seed']!r}"

@@ -1,6 +1,6 @@
 """The schema of a config: names and types of all keys, and the groups whose nodes have a `_target_`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,10 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """One run. The group nodes are plain dicts with a `_target_`, so that a new option needs no schema."""
+    """One run. The nodes of `ARGUMENTS` are plain dicts with a `_target_`, so that a new option needs no schema.
+
+    Runs of earlier versions logged no `loss`, `callbacks` and `scores`: the defaults are what these runs did.
+    """
 
     experiment: str | None = None  # the preset's name
     name: str = "${hydra:runtime.choices.model}-${hydra:runtime.choices.optimizer}"
@@ -79,10 +82,13 @@ class Config:
     resume: str | None = None  # a run to continue
     init_from: str | None = None  # a finished run whose weights to begin with; `run` gets its id
     model: Any = MISSING
+    loss: Any = field(default_factory=lambda: {"_target_": "mnist_exp.losses.cross_entropy"})
     optimizer: Any = MISSING
     schedule: Any = MISSING
     data: Any = MISSING
-    augment: Any = MISSING
+    augment: Any = field(default_factory=dict)
+    callbacks: Any = field(default_factory=dict)
+    scores: Any = field(default_factory=dict)
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -95,16 +101,20 @@ def run_name(config: Config | DictConfig) -> str:
 
 ConfigStore.instance().store(name="schema", node=Config)
 
-# What `run` hands to a builder before the config's own keys.
-FACTS = {
+# Groups, and the arguments that a run passes to their targets before the config's own keys.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
     "model": ("image_shape", "num_classes"),
+    "loss": ("num_classes",),
     "optimizer": (),
     "schedule": ("learning_rate", "total_steps"),
     "data": (),
-    "augment": ("seed",),
+    "augment": (),
+    "callbacks": (),
+    "scores": ("logits", "labels"),
 }
-
-# Keys that `run` reads itself, whatever the builder has defaults for.
+# Groups of which a run can have several options, in the order given. Each option is a node under its own key.
+LISTS = ("augment", "callbacks", "scores")
+# Keys that a run reads itself, even if the target has a default for them.
 READ = {"optimizer": {"learning_rate"}, "data": {"validation"}}
 
 # Of the config that a run logs: the types, defaults of keys that a later version adds, and how Hydra behaves.
@@ -117,6 +127,16 @@ LOGGED_DEFAULTS = [
     {"override hydra/job_logging": "disabled"},
     {"override hydra/hydra_logging": "disabled"},
 ]
+
+
+def nodes(config: Config) -> Iterator[tuple[str, str, Any]]:
+    """Every node that should have a `_target_`: its group, its key such as `augment.rotate`, and the node."""
+    for group in ARGUMENTS:
+        found = getattr(config, group)
+        if group not in LISTS:
+            yield group, group, found
+        elif isinstance(found, dict):
+            yield from ((group, f"{group}.{key}", node) for key, node in found.items())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

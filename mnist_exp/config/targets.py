@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hydra.utils import get_object
 
-from mnist_exp.config.schema import FACTS, PACKAGE, Config
+from mnist_exp.config.schema import PACKAGE, Config, nodes
 from mnist_exp.errors import first_line
 
 
@@ -153,11 +153,10 @@ def _sources(module: str) -> list[Path]:
 
 def targets(config: Config) -> frozenset[str]:
     """Every `_target_` of the config."""
-    nodes = (getattr(config, group) for group in FACTS)
-    return frozenset(node["_target_"] for node in nodes if node["_target_"] is not None)
+    return frozenset(node["_target_"] for _, _, node in nodes(config))
 
 
-def build(node: Mapping[str, Any], *facts: Any) -> Any:
-    """Call a node's `_target_` with runtime facts first and the node's other keys by keyword."""
+def build(node: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call a node's `_target_` with the run's arguments first and the node's other keys by keyword."""
     keywords = {key: value for key, value in node.items() if key != "_target_"}
-    return get_object(node["_target_"])(*facts, **keywords)
+    return get_object(node["_target_"])(*arguments, **keywords)

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.config import (
+    ARGUMENTS,
     CONF_DIR,
-    FACTS,
+    LISTS,
     LOGGED_DEFAULTS,
     Config,
     ConfigError,
@@ -37,8 +38,16 @@ MAX_INTEGER = 2**31 - 1  # TensorFlow counts in 32 bits
 ADVICE = "--trust runs it if you know where it comes from"
 # No optimizer or schedule by itself.
 _BASES = {"LearningRateSchedule", "LossScaleOptimizer", "MultiOptimizer", "Optimizer", "OptimizerMap"}
-_KERAS = {"optimizer": "optimizers", "schedule": "optimizers.schedules"}
-_PACKAGE = {"model": "models", "schedule": "schedules", "data": "data", "augment": "augment"}
+_RETURNS = {"data": "Dataset", "scores": "dict[str, float]"}
+_KERAS = {
+    "optimizer": "optimizers",
+    "schedule": "optimizers.schedules",
+    "augment": "layers",
+    "callbacks": "callbacks",
+}
+# Of Keras' callbacks, those that write no file, open no connection and take no function.
+_CALLBACKS = {"EarlyStopping", "ReduceLROnPlateau", "SwapEMAWeights", "TerminateOnNaN"}
+_PACKAGE = {"model": "models", "loss": "losses", "schedule": "schedules", "data": "data", "scores": "scores"}
 
 
 def read_config(content: bytes, *, trusted: bool = False) -> Config:
@@ -54,7 +63,7 @@ def read_config(content: bytes, *, trusted: bool = False) -> Config:
     tree = _parse(content)
     mistakes = list(_foreign(tree))
     if not trusted:
-        mistakes += [*_costly(tree), *(line for group in FACTS for line in _unsafe(tree, group))]
+        mistakes += [*_costly(tree), *(line for group in ARGUMENTS for line in _unsafe_group(tree, group))]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     # As in the defaults list of a logged config: keys that came after it was logged have today's defaults.
@@ -122,22 +131,30 @@ def _foreign(tree: dict[str, Any]) -> Iterator[str]:
         yield "defaults: a logged config composes nothing, its defaults are those that a run writes"
 
 
-def _unsafe(tree: dict[str, Any], group: str) -> Iterator[str]:
+def _unsafe_group(tree: dict[str, Any], group: str) -> Iterator[str]:
     node = tree.get(group)
     if not isinstance(node, dict):
-        return  # `check` refuses it
+        return  # it is the default, or `check` refuses it
+    if group not in LISTS:
+        yield from _unsafe(group, group, node)
+    elif node != {"_target_": None}:  # how earlier versions logged that there was no augmentation
+        for key, inner in node.items():
+            yield from _unsafe(group, f"{group}.{str(key)[:60]}", inner if isinstance(inner, dict) else {})
+
+
+def _unsafe(group: str, place: str, node: dict[str, Any]) -> Iterator[str]:
     target = node.get("_target_")
-    if not (group == "augment" and target is None) and target not in (allowed := builders(group)):
-        yield f"{group}._target_ must be one of {', '.join(allowed) or 'null'}, got {target!r}; {ADVICE}"
+    if target not in (allowed := builders(group)):
+        yield f"{place}._target_ must be one of {', '.join(allowed)}, got {target!r}; {ADVICE}"
     for key, value in node.items():
         entries = value if isinstance(value, list) else [value]
         if any(isinstance(entry, dict | list) for entry in entries):
-            yield f"{group}.{key} must be a number, a text, or a list of them, got {str(value)[:60]}; {ADVICE}"
+            yield f"{place}.{key} must be a number, a text, or a list of them, got {str(value)[:60]}; {ADVICE}"
         elif len(entries) > MAX_LAYERS or (key == "blocks" and type(value) is int and value > MAX_LAYERS):
-            yield f"{group}.{key} must be at most {MAX_LAYERS} layers or values, got {str(value)[:60]}; {ADVICE}"
+            yield f"{place}.{key} must be at most {MAX_LAYERS} layers or values, got {str(value)[:60]}; {ADVICE}"
         elif group == "optimizer" and key != "_target_" and not all(map(_is_plain, entries)):
             # Muon searches the names of layers for `exclude_layers`: an expression may take for ever.
-            yield f"{group}.{key} must have no text but plain names, got {str(value)[:60]!r}; {ADVICE}"
+            yield f"{place}.{key} must have no text but plain names, got {str(value)[:60]!r}; {ADVICE}"
 
 
 def _is_plain(value: Any) -> bool:
@@ -158,25 +175,32 @@ def builders(group: str) -> list[str]:
     Read from source, for importing it would import TensorFlow.
     """
     module = _PACKAGE.get(group)
-    found = [f"mnist_exp.{module}.{name}" for name in _functions(module, FACTS[group])] if module is not None else []
+    found = [f"mnist_exp.{module}.{name}" for name in _functions(module, group)] if module is not None else []
     spec = importlib.util.find_spec("keras") if group in _KERAS else None
     if spec is not None and spec.origin is not None:
         public = Path(spec.origin).parent.joinpath(*_KERAS[group].split("."), "__init__.py")
-        found += [f"keras.{_KERAS[group]}.{name}" for name in _classes(public)]
+        names = _classes(public, "preprocessing.image_preprocessing" if group == "augment" else "")
+        found += [f"keras.{_KERAS[group]}.{name}" for name in names if group != "callbacks" or name in _CALLBACKS]
     return found
 
 
-def _functions(module: str, facts: tuple[str, ...]) -> Iterator[str]:
-    """Public functions that take what `run` gives to a builder; one of data gets nothing, and returns a Dataset."""
+def _functions(module: str, group: str) -> Iterator[str]:
+    """Public functions that take the run's arguments for a group, and of `data` and `scores` return the right type."""
     for name, node in definitions(f"mnist_exp.{module}").items():
         if isinstance(node, ast.FunctionDef) and not name.startswith("_"):
-            first = tuple(a.arg for a in node.args.args)
-            if first == facts and (facts or (node.returns is not None and ast.unparse(node.returns) == "Dataset")):
+            returns = node.returns is not None and ast.unparse(node.returns)
+            takes = tuple(argument.arg for argument in node.args.args) == ARGUMENTS[group]
+            if takes and _RETURNS.get(group) in (None, returns):
                 yield name
 
 
-def _classes(path: Path) -> list[str]:
-    """Classes that a public module of Keras re-exports; its functions begin with a small letter."""
+def _classes(path: Path, within: str) -> list[str]:
+    """Classes that a public module of Keras re-exports from modules whose names contain `within`."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    names = [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names = [
+        alias.asname or alias.name
+        for node in body
+        if isinstance(node, ast.ImportFrom) and within in (node.module or "")
+        for alias in node.names
+    ]
     return sorted(name for name in names if name[0].isupper() and name not in _BASES)

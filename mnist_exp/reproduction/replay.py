@@ -16,11 +16,12 @@ from mnist_exp.config import MAX_THREADS, PACKAGE, Config, params, targets
 from mnist_exp.config.untrusted import read_config
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError, RunError, first_line
+from mnist_exp.experiment import prepare, run
 from mnist_exp.provenance import modules
 from mnist_exp.reproduction import verdict
 from mnist_exp.reproduction.record import Record, RecordError, from_archive, from_folder, from_store, write_archive
 from mnist_exp.sweep.jobs import load, warn_unrecorded
-from mnist_exp.sweep.startup import import_tensorflow
+from mnist_exp.sweep.startup import device, import_tensorflow
 from mnist_exp.training.checkpoint import digest
 
 SHOWN_LINES, SHOWN_LETTERS = 200, 200  # of a difference in code
@@ -251,7 +252,6 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     store = tracking.open_store(uri, config.tracking.experiment)
     warn_unrecorded([config])
     import_tensorflow()
-    from mnist_exp.experiment import run_experiment
     from mnist_exp.sweep import preflight
 
     preflight.check(config, dataset)
@@ -260,7 +260,8 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
     reports: list[verdict.Report] = []
     try:
-        run_experiment(config, dataset, store, output, tags, [], _comparing(then, until, store.uri, reports))
+        experiment = prepare(config, dataset, device(config.trainer))
+        run(experiment, store, output, tags=tags, overrides=[], follow=_comparing(then, until, store.uri, reports))
     except RunError:
         if not reports:  # else the original failed, too, and the two are compared
             raise

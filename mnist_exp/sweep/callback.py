@@ -17,7 +17,7 @@ from mnist_exp.config import ConfigError, explain
 from mnist_exp.errors import EXIT_FAILED, EXIT_INVALID, RequestError
 from mnist_exp.redact import redact_file
 from mnist_exp.sweep import processes, search
-from mnist_exp.sweep.jobs import Job, check_data, check_jobs, grid, is_auto, prepare, settle, warn_unrecorded
+from mnist_exp.sweep.jobs import Job, announce, check_data, check_jobs, grid, is_auto, settle, warn_unrecorded
 from mnist_exp.sweep.summary import _open, _say, close_sweep, open_sweep
 
 
@@ -49,7 +49,7 @@ class SweepCallback(Callback):
                     job.config.init_from = tracking.find_finished(store.uri, job.config.init_from)
             tracking.end_dead_runs(store)
             what = "ends of the space" if searched else "runs"
-            prepare(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
+            announce(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
             if first.sweep.preflight == "only":
                 sys.exit(0)
             if searched:  # the values of its jobs are not known yet, their number is

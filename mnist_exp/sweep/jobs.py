@@ -30,9 +30,10 @@ from mnist_exp.config import (
 )
 from mnist_exp.data import Dataset, check_dataset, resolve_auto
 from mnist_exp.errors import RequestError, first_line
+from mnist_exp.experiment import prepare
 from mnist_exp.provenance.modules import recordable, user_code
-from mnist_exp.sweep.reuse import _finished
-from mnist_exp.sweep.startup import import_tensorflow
+from mnist_exp.sweep.reuse import alike_runs, finished
+from mnist_exp.sweep.startup import device, import_tensorflow
 
 TELL_SECONDS = 5.0
 Result = TypeVar("Result")
@@ -156,7 +157,7 @@ def check_data(jobs: Sequence[Job]) -> None:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
 
-def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
+def announce(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
     """Build every model on shapes only, and say what is to come.
 
     Args:
@@ -171,11 +172,12 @@ def prepare(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") 
     """
     kinds = {json.dumps(job.config.data): job.config for job in jobs}
     datasets = {kind: load(config) for kind, config in kinds.items()}
-    given = [(job, datasets[json.dumps(job.config.data)]) for job in jobs]
     missing = []
-    for job, data in given:
+    for job in jobs:
+        data = datasets[json.dumps(job.config.data)]
         with suppress(RequestError):  # another machine may have the devices that this one lacks
-            if _finished(job.config, data, store):
+            experiment = prepare(job.config, data, device(job.config.trainer))
+            if finished(experiment, alike_runs(experiment, store)) is not None:
                 continue
         missing.append((job, data))
     before = f", {len(jobs) - len(missing)} of them finished before" if len(missing) < len(jobs) else ""

@@ -208,7 +208,7 @@ class Optuna(Search):
 
 
 def pruning(sweep: SweepConfig) -> Callable[[Any], AbstractContextManager[Callable[..., bool]]]:
-    """A witness of `run.run_experiment` that tells the study of each epoch and ends the run when that has seen enough.
+    """A follower of `experiment.run` that reports each epoch to the study, and ends a run that the study prunes.
 
     The run is evaluated and FINISHED like any other, on the epochs that it had; its tag `pruned` tells it apart.
     """
@@ -220,10 +220,10 @@ def pruning(sweep: SweepConfig) -> Callable[[Any], AbstractContextManager[Callab
     )
 
     @contextmanager
-    def witness(log: Any) -> Iterator[Callable[..., bool]]:
+    def follow(log: Any) -> Iterator[Callable[..., bool]]:
         own = optuna.trial.Trial(study, trial.id)
 
-        def watch(epoch: int, values: Mapping[str, float], weights: str) -> bool:
+        def on_epoch(epoch: int, values: Mapping[str, float], weights: str) -> bool:
             own.report(values[metric], epoch)
             stop = own.should_prune()
             if stop:
@@ -231,9 +231,9 @@ def pruning(sweep: SweepConfig) -> Callable[[Any], AbstractContextManager[Callab
                 log.tags({PRUNED: "true"})
             return stop
 
-        yield watch
+        yield on_epoch
 
-    return witness
+    return follow
 
 
 def _pruner(name: str | None) -> Any:

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 import keras
 
 from mnist_exp import provenance
-from mnist_exp.config import Config, ConfigError, build
+from mnist_exp.builders import (
+    build_augmentation,
+    build_callbacks,
+    build_loss,
+    build_model,
+    build_optimizer,
+    build_scores,
+)
+from mnist_exp.config import Config, ConfigError, build, targets
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError, first_line
-from mnist_exp.experiment import build_model, build_optimizer
 from mnist_exp.tracking import Store, similar_runs
 from mnist_exp.training import devices
 
@@ -78,8 +85,7 @@ def check(config: Config, dataset: Dataset) -> None:
     Raises:
         RequestError: names what cannot be built, or the devices or the memory that are missing.
     """
-    targets = (node["_target_"] for node in (config.model, config.optimizer, config.schedule))
-    ours = all(target.startswith(("mnist_exp.", "keras.")) for target in targets)
+    ours = all(target.startswith(("mnist_exp.", "keras.")) for target in targets(config))
     devices.configure(config.trainer.devices, config.trainer.threads or provenance.cores())
     try:
         _check_job(config, dataset, provenance.memory())
@@ -95,10 +101,29 @@ def _check_job(config: Config, dataset: Dataset, memory: int | None) -> int:
         json.dumps([config.optimizer, config.schedule]),
         settings.epochs * -(-len(dataset.train.labels) // settings.batch_size),
     )
+    _check_parts(config, dataset)
     on_cpu = settings.devices.startswith("cpu") or not provenance.may_have_gpu()
     if memory is not None and on_cpu:
         _check_memory(size, settings.batch_size, 4 if settings.precision == "float32" else 2, memory)
     return size.parameters
+
+
+_checked: set[str] = set()  # parts of which a job of this process has been checked
+
+
+def _check_parts(config: Config, dataset: Dataset) -> None:
+    """Build the loss, the augmentation, the callbacks and the scores once for all jobs that share them."""
+    parts = json.dumps([config.loss, config.augment, config.callbacks, config.scores, dataset.fingerprint])
+    if parts in _checked:
+        return
+    with _explained("the loss cannot be built"):
+        build_loss(config.loss, dataset.num_classes)
+    with _explained("the augmentation cannot be built"):
+        build_augmentation(config, dataset)
+    with _explained("the callbacks cannot be built"):
+        build_callbacks(config)
+    build_scores(config, dataset.num_classes)
+    _checked.add(parts)
 
 
 def _check_memory(size: Size, batch_size: int, width: int, memory: int) -> None:

@@ -2,66 +2,54 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnist_exp import console, provenance
-from mnist_exp.config import PACKAGE, Config, flatten, identity, run_name, targets
-from mnist_exp.data import Dataset
-from mnist_exp.provenance.modules import user_code
-from mnist_exp.sweep.startup import import_tensorflow
+from mnist_exp import console
+from mnist_exp.config import flatten, identity
+from mnist_exp.experiment import Experiment
 
 
-def finished_before(config: Config, dataset: Dataset, store: Any, number: int) -> Mapping[str, float] | None:
+def take_finished(experiment: Experiment, store: Any, number: int) -> Mapping[str, float] | None:
     """Metrics of a finished run of the same identity, which becomes the sweep's n-th; None: the job has to train.
 
-    One query a job, 10 ms however many runs the store has: so every job sees what others finished meanwhile.
+    One query a job, 10 ms however many runs the store has. So every job sees the runs that others finished meanwhile.
     """
-    from mnist_exp import tracking
+    from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
-    assert config.sweep.id is not None
-    name = run_name(config)
-    run = _finished(config, dataset, store, name)
-    if run is None:
-        return None
-    tracking.join_sweep(store, run, config.sweep.id, number)
-    console.say(console.skipped_line(name, run.metrics, run.run_id))
-    return run.metrics
+    sweep = experiment.config.sweep
+    assert sweep.id is not None
+    alike = alike_runs(experiment, store)
+    run = finished(experiment, alike)
+    if run is not None:
+        tracking.join_sweep(store, run, sweep.id, number)
+        console.say(console.skipped_line(experiment.name, run.metrics, run.run_id))
+        return run.metrics
+    compared = next((run for run in alike if "identity.facts" in run.tags), None)
+    if compared is not None:
+        different = difference(json.loads(compared.tags["identity.facts"]), experiment.factors)
+        console.say(console.again_line(experiment.name, compared.run_id, different), sys.stderr)
+    return None
 
 
-def _finished(config: Config, dataset: Dataset, store: Any, name: str | None = None) -> Any:
-    """The latest finished run of the same identity; with a name to say it under, says why there is none of many."""
-    from mnist_exp import tracking
+def alike_runs(experiment: Experiment, store: Any) -> list[Any]:
+    """Finished runs of the same config, newest first; none if `sweep.skip_finished` is off."""
+    from mnist_exp import tracking  # as above
 
+    config = experiment.config
     if not config.sweep.skip_finished:
-        return None
-    threads = config.trainer.threads or provenance.cores()
-    device = _device(config.trainer.devices, threads)
-    facts = provenance.environment_factors(PACKAGE, user_code(targets(config)), dataset.fingerprint, threads, device)
-    wanted = identity(config, facts)
+        return []
     needed = {"final_val_accuracy", "test_accuracy", *config.sweep.objective}  # a run of an older version may lack some
-    alike = [
+    return [
         run
         for run in tracking.finished_runs(store, identity(config, {}))
         if "pruned" not in run.tags and needed <= run.metrics.keys()
     ]
-    found = next((run for run in alike if run.tags.get("identity") == wanted), None)
-    compared = next((run for run in alike if "identity.facts" in run.tags), None)
-    if compared is not None and found is None and name is not None:
-        different = difference(json.loads(compared.tags["identity.facts"]), facts)
-        console.say(console.again_line(name, compared.run_id, different), sys.stderr)
-    return found
 
 
-def _device(devices: str, threads: int) -> str:
-    """As `devices.describe` says it, without the seconds that TensorFlow's import takes where it can be no GPU."""
-    kind, _, number = devices.partition(":")
-    if kind == "cpu" or (kind == "auto" and not provenance.may_have_gpu()):
-        return f"{number} x cpu" if number else "cpu"
-    import_tensorflow()
-    from mnist_exp.training import devices as tensorflow
-
-    return tensorflow.describe(tensorflow.configure(devices, threads))
+def finished(experiment: Experiment, alike: Sequence[Any]) -> Any:
+    """The newest of the runs that has the experiment's identity, if there is one."""
+    return next((run for run in alike if run.tags.get("identity") == experiment.identity), None)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

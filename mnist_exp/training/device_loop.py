@@ -1,8 +1,8 @@
 """Many training steps in one compiled program, behind `keras.Model.fit`.
 
-The uint8 images live on the device. Each call of the train function runs a stretch of an epoch as one
+The uint8 images live on the device. Each call of the train function runs a chunk of an epoch as one
 `tf.while_loop` that gathers a batch, takes Keras' own `train_step` and accumulates Keras' own metrics, so that the
-interpreter, the input pipeline and the launch of kernels are paid once a stretch instead of once a step.
+interpreter, the input pipeline and the launch of kernels are paid once a chunk instead of once a step.
 
 A program outlives its run: compiling one takes a second, and TensorFlow never gives back what it has compiled (some
 10 MiB). So programs belong to a twin, a model equal to that of the run in all but its variables, which the run lends
@@ -28,30 +28,31 @@ EVALUATION_BATCH = 1000
 TWINS = 16  # kept at most; a sweep over fewer combinations compiles each of them once
 Logs = dict[str, tf.Tensor]  # Keras' running metrics
 Function = Any  # a tf.function
-Orders = Callable[[int], np.ndarray]
+# An epoch, from 0, to its images and their order, int32 (n,). The same `Split` object as long as the images are equal.
+Epochs = Callable[[int], tuple[Split, np.ndarray]]
 
 
-class Stretches(NamedTuple):
-    """Epochs cut into stretches of steps; `fit` iterates over their numbers, `per_epoch` of them an epoch."""
+class Chunks(NamedTuple):
+    """Epochs cut into chunks of steps. `fit` iterates over the numbers of the chunks, `per_epoch` of them an epoch."""
 
-    orders: Orders  # epoch, from 0, to the order of its images, int32 (n,)
-    bounds: np.ndarray  # int32 (per_epoch + 1,): stretch i takes steps bounds[i] to bounds[i + 1] - 1
+    epochs: Epochs
+    bounds: np.ndarray  # int32 (per_epoch + 1,): chunk i takes the steps bounds[i] to bounds[i + 1] - 1
 
     @property
     def per_epoch(self) -> int:
-        """Stretches an epoch."""
+        """Chunks an epoch."""
         return len(self.bounds) - 1
 
-    def __call__(self, number: int) -> tuple[np.ndarray, int, int]:
-        """What a program takes for stretch `number`, counted over all epochs: order, first and end step."""
+    def __call__(self, number: int) -> tuple[Split, np.ndarray, int, int]:
+        """The arguments of a program for a chunk, counted over all epochs: images, order, first and end step."""
         epoch, part = divmod(number, self.per_epoch)
-        return self.orders(epoch), int(self.bounds[part]), int(self.bounds[part + 1])
+        return *self.epochs(epoch), int(self.bounds[part]), int(self.bounds[part + 1])
 
 
-def stretches(orders: Orders, images: int, batch_size: int, longest: int) -> Stretches:
-    """Cut each epoch evenly into stretches of at most `longest` steps."""
+def chunks(epochs: Epochs, images: int, batch_size: int, longest: int) -> Chunks:
+    """Cut each epoch evenly into chunks of at most `longest` steps."""
     steps = -(-images // batch_size)
-    return Stretches(orders, np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32))
+    return Chunks(epochs, np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32))
 
 
 class Twin(NamedTuple):
@@ -66,16 +67,16 @@ class Twin(NamedTuple):
 
 @contextmanager
 def resident(
-    model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Stretches, *, xla: bool
+    model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Chunks, *, xla: bool
 ) -> Iterator[tuple[keras.Model, float]]:
-    """Inside, `fit` of the model that this yields trains on `train`, a stretch a call, and validates on `validation`.
+    """Inside, `fit` of the model that this yields trains on `train`, a chunk a call, and validates on `validation`.
 
     Args:
         model: compiled. Its state is what training starts from, and is what training came to, at the end.
-        train: the images that `cut` orders.
+        train: gives the programs the shapes and types of the images that `cut` chooses.
         validation: scored whole in each call.
         batch_size: images a step.
-        cut: `fit` iterates over the numbers of its stretches.
+        cut: `fit` iterates over the numbers of its chunks.
         xla: whether XLA compiles the training steps.
 
     Yields:
@@ -92,7 +93,7 @@ def resident(
         _build_state(twin.model, train)
     train_program = _Program(twin.batches, twin.rest, train, batch_size)
     test_program = _Program(twin.test_batches, twin.test_rest, validation, evaluation_batch)
-    everything = np.arange(len(validation.labels), dtype=np.int32)
+    everything = validation, np.arange(len(validation.labels), dtype=np.int32)
     with ThreadPoolExecutor(1) as other:  # XLA compiles there while TensorFlow traces here
         compiled = other.submit(train_program.traced())
         train_program.trace_rest()
@@ -105,7 +106,7 @@ def resident(
         twin.model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
 
     def make_test_function(force: bool = False) -> None:
-        twin.model.test_function = lambda _: test_program(everything, 0, test_program.steps)
+        twin.model.test_function = lambda _: test_program(*everything, 0, test_program.steps)
 
     twin.model.make_train_function, twin.model.make_test_function = make_train_function, make_test_function
     _copy_state(model, twin.model)
@@ -144,7 +145,8 @@ def _description(model: keras.Model) -> str | None:
     None for a model with parts of a user's own, which may hold more than they put into their JSON.
     """
     scaled = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # inside of Keras' LossScaleOptimizer
-    if not all(map(_told, (model.optimizer, scaled, *model._flatten_layers()))):
+    losses = [model.loss] if isinstance(model.loss, keras.Loss) else []  # a text names one of Keras' own
+    if not all(map(_told, (model.optimizer, scaled, *losses, *model._flatten_layers()))):
         return None
     tree = json.loads(model.to_json())
     optimizer = tree["compile_config"]["optimizer"]["config"]
@@ -210,16 +212,21 @@ def _loop(model: keras.Model, step: Callable, size: int, xla: bool) -> tuple[Fun
 
 
 class _Program:
-    """Takes steps on one split: called with the order of its images, a first and an end step."""
+    """Takes steps on a split: called with the split, the order of its images, a first and an end step."""
 
     def __init__(self, batches: Function, rest: Function, split: Split, size: int) -> None:
         self.batches, self.rest = batches, rest
-        self.data = tf.constant(split.images), tf.constant(split.labels)
+        self._load(split)
         self.full = len(split.labels) // size
         self.whole = self.full * size
         self.steps = -(-len(split.labels) // size)
 
-    def __call__(self, order: np.ndarray, first: int, end: int) -> Logs:
+    def _load(self, split: Split) -> None:
+        self.split, self.data = split, (tf.constant(split.images), tf.constant(split.labels))
+
+    def __call__(self, split: Split, order: np.ndarray, first: int, end: int) -> Logs:
+        if split is not self.split:  # an epoch of augmented images
+            self._load(split)
         order = tf.constant(order)
         logs = self.batches(*self.data, order, tf.constant(first), tf.constant(min(end, self.full)))
         return self.rest(*self.data, order[self.whole :]) if end > self.full else logs

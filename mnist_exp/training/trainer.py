@@ -3,10 +3,11 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import keras
@@ -16,13 +17,14 @@ import tensorflow as tf
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.training import checkpoint
-from mnist_exp.training.device_loop import EVALUATION_BATCH, Orders, build_optimizer_state, resident, state, stretches
+from mnist_exp.training.augmentation import Augmentation
+from mnist_exp.training.device_loop import EVALUATION_BATCH, Epochs, build_optimizer_state, chunks, resident, state
 
 OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
 TICK_SECONDS = 0.1
 # Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
-STRETCH_XLA, STRETCH_GRAPH = 500, 50
+CHUNK_XLA, CHUNK_GRAPH = 500, 50
 
 
 class Diverged(RunError):
@@ -80,77 +82,82 @@ def batch_order(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(images).astype(np.int32)
 
 
+class Training(NamedTuple):
+    """What `fit` trains by."""
+
+    loss: keras.losses.Loss
+    optimizer: keras.Optimizer  # built by the caller, so that its schedule may know the number of steps
+    epochs: int  # passes over the training images
+    batch_size: int  # images a step, over all replicas
+    seed: int  # of the order of the images
+    execution: Execution
+    augmentation: Augmentation | None = None  # of the training images
+    # Their batch hooks fire once a chunk of steps in the device loop. Checkpoints hold the state of those that have
+    # `get_state` and `set_state`, and of Keras' EarlyStopping.
+    callbacks: Mapping[str, keras.callbacks.Callback] = MappingProxyType({})
+    checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write one to each epoch
+
+
 def fit(
     model: keras.Model,
-    optimizer: keras.Optimizer,
     dataset: Dataset,
+    training: Training,
     *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    execution: Execution,
     on_epoch: OnEpoch = lambda epoch, metrics, weights: False,
     within_epoch: WithinEpoch = lambda epochs, metrics: None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    checkpoints: Path | None = None,
 ) -> Fitted:
     """Train `model` in place and report each epoch.
 
-    What a checkpoint holds makes the rest of the training equal, to the last bit, to that of an uninterrupted one:
-    weights, optimizer, seeds of random layers, early stopping. Batches are a function of seed and epoch.
+    The rest of a training that continues from a checkpoint equals that of an uninterrupted one to the last bit. The
+    checkpoint holds weights, optimizer, seeds of random layers and the callbacks' state. Batches and augmented images
+    are functions of seed and epoch.
 
     Args:
         model: uint8 images in, logits out; built under the strategy's scope when there is one.
-        optimizer: built by the caller, so that its schedule may know the number of steps.
         dataset: trains on its `train` part, validates on its `validation` part.
-        epochs: passes over the training images.
-        batch_size: images a step, over all replicas.
-        seed: of the order of the images.
-        execution: from `choose_execution`.
+        training: how.
         on_epoch: called with the epoch, from 1, its metrics and the digest of the weights after it;
             first with the epochs that a checkpoint already has. True ends the training.
         within_epoch: called now and then with the epochs done, a fraction, and Keras' running `loss` and `accuracy`.
-        callbacks: any Keras callbacks. Their batch hooks fire once a stretch of steps in resident execution,
-            and checkpoints hold the state of no other than `early_stopping`'s.
-        checkpoints: folder to continue from, where it has a checkpoint, and to write one to after each epoch.
 
     Raises:
         Diverged: the training loss became NaN or infinite.
         RequestError: mirrored execution of an optimizer that clips by norm.
     """
+    execution, optimizer = training.execution, training.optimizer
     if execution.name == "mirrored" and (optimizer.clipnorm or optimizer.global_clipnorm):
         raise RequestError("optimizer.global_clipnorm needs one device: mirrored ones clip before they sum")
     accuracy = "weighted_metrics" if execution.name == "mirrored" else "metrics"
     model.compile(
         optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=training.loss,
         **{accuracy: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]},
         jit_compile=execution.xla and execution.name == "keras",
     )
     report = _Report(len(dataset.train.labels), on_epoch, within_epoch)
-    stopping = [c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping) and c.restore_best_weights]
-    keep = _Checkpoints(checkpoints, report, stopping[0] if stopping else None)
+    keep = _Checkpoints(training.checkpoints, report, training.callbacks)
     done = keep.restore(model)
-    with _feed(model, dataset, batch_size, seed, execution, done) as feed:
+    with _feed(model, dataset, training, done) as feed:
         feed.model.fit(
             _untuned(feed.elements),
             steps_per_epoch=feed.per_epoch,
             validation_data=_untuned(feed.validation),
             initial_epoch=done,
-            epochs=done if report.stopped else epochs,
-            callbacks=[*feed.callbacks, *callbacks, report, keep],
+            epochs=done if report.stopped else training.epochs,
+            callbacks=[*feed.callbacks, *training.callbacks.values(), report, keep],
             shuffle=False,
             verbose=0,
         )
-    best = stopping[0].best_epoch + 1 if stopping else len(report.rows)
+    stopping = keep.stopping
+    best = stopping.best_epoch + 1 if stopping is not None else len(report.rows)
     history = {name: [metrics[name] for metrics, _ in report.rows] for name in report.rows[0][0]}
     return Fitted(history, best, feed.compile_seconds, report.seconds())
 
 
 class _Feed(NamedTuple):
-    """What `fit` is called on and with."""
+    """The arguments of Keras' `fit`, and the model to call it on."""
 
-    model: keras.Model  # in resident execution a twin of the caller's
+    model: keras.Model  # in the device loop the cached model, not the caller's
     elements: tf.data.Dataset
     per_epoch: int  # elements an epoch
     validation: tf.data.Dataset
@@ -158,56 +165,73 @@ class _Feed(NamedTuple):
     callbacks: Sequence[keras.callbacks.Callback] = ()  # before all others
 
 
+def _epochs(train: Split, seed: int, augmentation: Augmentation | None) -> Epochs:
+    """The images of each epoch and their order. Augmented images lie in the order in which the epoch takes them."""
+
+    @lru_cache(maxsize=1)  # asked for by each chunk of an epoch
+    def epochs(epoch: int) -> tuple[Split, np.ndarray]:
+        order = batch_order(seed, epoch, len(train.labels))
+        if augmentation is None:
+            return train, order
+        images = augmentation.images(train.images[order], epoch)
+        return Split(images, train.labels[order]), np.arange(len(order), dtype=np.int32)
+
+    return epochs
+
+
 @contextmanager
-def _feed(
-    model: keras.Model, dataset: Dataset, batch_size: int, seed: int, execution: Execution, first_epoch: int
-) -> Iterator[_Feed]:
-    images = len(dataset.train.labels)
-
-    @lru_cache(maxsize=1)  # asked for by each stretch of an epoch
-    def orders(epoch: int) -> np.ndarray:
-        return batch_order(seed, epoch, images)
-
-    if execution.name == "resident":
-        cut = stretches(orders, images, batch_size, STRETCH_XLA if execution.xla else STRETCH_GRAPH)
-        with resident(model, dataset.train, dataset.validation, batch_size, cut, xla=execution.xla) as (twin, seconds):
+def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch: int) -> Iterator[_Feed]:
+    train, validation, batch_size = dataset.train, dataset.validation, training.batch_size
+    images, xla = len(train.labels), training.execution.xla
+    epochs = _epochs(train, training.seed, training.augmentation)
+    if training.execution.name == "resident":
+        cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
+        with resident(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
             numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
-            yield _Feed(twin, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
+            yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
-        elements, per_epoch = _epochs(dataset.train, orders, batch_size, replicas, first_epoch)
-        validation = _validation_batches(dataset.validation, replicas)
+        batches = _batches(epochs, training.augmentation is not None, batch_size, replicas, first_epoch)
         means = [_OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
-        yield _Feed(model, elements, per_epoch, validation, 0.0, means)
+        yield _Feed(model, batches, -(-images // batch_size), _validation_batches(validation, replicas), 0.0, means)
 
 
-def _epochs(
-    split: Split, orders: Orders, batch_size: int, replicas: int, first_epoch: int
-) -> tuple[tf.data.Dataset, int]:
+def _batches(epochs: Epochs, augmented: bool, batch_size: int, replicas: int, first_epoch: int) -> tf.data.Dataset:
     """All epochs from a first on, one after the other, as batches in the order that the device loop sees.
 
     Each batch is divided equally among the replicas: some of its images come twice, the second time with weight 0. The
     weights of the others make the loss the mean over the batch's own images, so the gradient is that of one device.
     `_OwnMeans` corrects the epoch's metrics. Batch normalisation is not exact: it sees the repeated images.
     """
-    images, replicated = len(split.labels), replicas > 1
+    split, order = epochs(first_epoch)
+    images, padded_size = len(order), _multiple(batch_size, replicas)
     pixels, labels = tf.constant(split.images), tf.constant(split.labels)
-    padded_size = _multiple(batch_size, replicas)
-    places, weights = map(np.concatenate, zip(*(
-        _padded(np.arange(first, min(first + batch_size, images)), replicas) for first in range(0, images, batch_size)
-    ), strict=True))  # fmt: skip
-    weights = tf.constant(weights)
+    places, weights = [], []
+    for first in range(0, images, batch_size):
+        of_batch, weight = _padded(np.arange(first, min(first + batch_size, images)), replicas)
+        places.append(of_batch)
+        weights.append(weight)
+    where, weight_of = np.concatenate(places), tf.constant(np.concatenate(weights))
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.numpy_function(lambda e: orders(int(e))[places], [epoch], tf.int32)
-        order.set_shape(places.shape)
-        return tf.data.Dataset.from_tensor_slices((order, weights)).batch(padded_size)
+        if augmented:
+            parts = tf.numpy_function(lambda e: tuple(epochs(int(e))[0]), [epoch], [pixels.dtype, labels.dtype])
+            parts[0].set_shape(pixels.shape)
+            parts[1].set_shape(labels.shape)
+            elements = tuple(tf.gather(part, where) for part in parts)
+        else:
+            order = tf.numpy_function(lambda e: epochs(int(e))[1][where], [epoch], tf.int32)
+            order.set_shape(where.shape)
+            elements = (order,)
+        return tf.data.Dataset.from_tensor_slices((*elements, weight_of)).batch(padded_size)
 
-    def gather(chosen: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return (tf.gather(pixels, chosen), tf.gather(labels, chosen), *([weight] if replicated else []))
+    def gather(*parts: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        *chosen, weight = parts
+        if not augmented:
+            chosen = [tf.gather(pixels, chosen[0]), tf.gather(labels, chosen[0])]
+        return (*chosen, weight) if replicas > 1 else tuple(chosen)
 
-    batches = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches).map(gather)
-    return batches.prefetch(2), -(-images // batch_size)
+    return tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches).map(gather).prefetch(2)
 
 
 def _validation_batches(split: Split, replicas: int) -> tf.data.Dataset:
@@ -264,7 +288,7 @@ def _untuned(elements: tf.data.Dataset) -> tf.data.Dataset:
 
 
 class _Report(keras.callbacks.Callback):
-    """Last of the callbacks: names and times an epoch's metrics, hands them on, and stops at a loss that is none."""
+    """Collects each epoch's metrics, passes them to `on_epoch`, and raises `Diverged` on a non-finite loss."""
 
     def __init__(self, images: int, on_epoch: OnEpoch, within_epoch: WithinEpoch) -> None:
         super().__init__()
@@ -313,12 +337,31 @@ class _Report(keras.callbacks.Callback):
             raise Diverged(f"train_loss is {logs['loss']} after epoch {epoch + 1}; a smaller learning rate may help")
 
 
-class _Checkpoints(keras.callbacks.Callback):
-    """Very last of the callbacks: keeps what the rest of the training depends on, and starts from what was kept."""
+# Callbacks of Keras that keep nothing from one epoch to the next.
+_STATELESS = (keras.callbacks.TerminateOnNaN,)
+# What Keras' early stopping keeps, besides the best weights.
+_STOPPING_STATE = ("wait", "best", "best_epoch", "stopped_epoch")
 
-    def __init__(self, folder: Path | None, report: _Report, stopping: keras.callbacks.EarlyStopping | None) -> None:
+
+def not_resumable(callbacks: Mapping[str, keras.callbacks.Callback]) -> list[str]:
+    """Keys of callbacks whose state no checkpoint holds: a continued run may differ from an uninterrupted one."""
+    known = (*_STATELESS, keras.callbacks.EarlyStopping)
+    return [key for key, held in callbacks.items() if not _has_state(held) and not isinstance(held, known)]
+
+
+def _has_state(callback: keras.callbacks.Callback) -> bool:
+    return hasattr(callback, "get_state") and hasattr(callback, "set_state")
+
+
+class _Checkpoints(keras.callbacks.Callback):
+    """Very last of the callbacks: saves the state that the rest of the training depends on, and restores it."""
+
+    def __init__(self, folder: Path | None, report: _Report, callbacks: Mapping[str, keras.callbacks.Callback]) -> None:
         super().__init__()
-        self.folder, self.report, self.stopping = folder, report, stopping
+        self.folder, self.report = folder, report
+        self.callbacks = {key: held for key, held in callbacks.items() if _has_state(held)}
+        stopping = [c for c in callbacks.values() if isinstance(c, keras.callbacks.EarlyStopping)]
+        self.stopping = next((callback for callback in stopping if callback.restore_best_weights), None)
         self.found = checkpoint.load(folder) if folder is not None else None
 
     def restore(self, model: keras.Model) -> int:
@@ -336,7 +379,12 @@ class _Checkpoints(keras.callbacks.Callback):
         return self.found.epoch
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self.found is not None and self.stopping is not None:  # which has just forgotten all
+        if self.found is None:
+            return
+        for key, value in self.found.state.get("callbacks", {}).items():
+            if key in self.callbacks:
+                self.callbacks[key].set_state(value)
+        if self.stopping is not None:  # which has just forgotten all
             vars(self.stopping).update(self.found.state["stopping"])
             self.stopping.best_weights = self.found.arrays[len(state(self.model)) :] or None
 
@@ -345,9 +393,9 @@ class _Checkpoints(keras.callbacks.Callback):
             return
         arrays = [keras.ops.convert_to_numpy(variable) for variable in state(self.model)]
         content = {"rows": self.report.rows, "stopped": self.report.stopped, "seconds": self.report.seconds()}
+        content["callbacks"] = {key: callback.get_state() for key, callback in self.callbacks.items()}
         if self.stopping is not None:
-            names = ("wait", "best", "best_epoch", "stopped_epoch")
-            content["stopping"] = {name: getattr(self.stopping, name) for name in names}
+            content["stopping"] = {name: getattr(self.stopping, name) for name in _STOPPING_STATE}
             arrays += self.stopping.best_weights or []
         try:
             checkpoint.save(self.folder, checkpoint.Checkpoint(epoch + 1, content, arrays))
@@ -379,8 +427,3 @@ def profile(folder: Path, epochs: int) -> keras.callbacks.Callback:
             tf.profiler.experimental.stop()
 
     return keras.callbacks.LambdaCallback(on_epoch_begin=start, on_epoch_end=stop)
-
-
-def predict(model: keras.Model, split: Split) -> np.ndarray:
-    """float32 (n, classes): the logits of a split's images."""
-    return np.asarray(model.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0), np.float32)

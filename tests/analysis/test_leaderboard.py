@@ -21,7 +21,7 @@ def test_runs_that_differ_only_in_seed_are_a_row():
     assert best.scores(METRIC) == {0: 0.9, 1: 0.91, 2: 0.92}
     assert list(other.runs) == [0]
     assert table.varying == ["model.width"]
-    assert table.shared == {"model": "mlp", "selection": "validation", "trainer.epochs": "3"}
+    assert table.shared == {**leaderboard.EARLIER, "model": "mlp", "selection": "validation", "trainer.epochs": "3"}
 
 
 def test_what_goes_with_the_model_is_told_once():

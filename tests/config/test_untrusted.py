@@ -7,7 +7,7 @@ import pytest
 from hydra.utils import get_object
 
 from mnist_exp import provenance, tracking
-from mnist_exp.config import FACTS, ConfigError, check, to_yaml
+from mnist_exp.config import ARGUMENTS, ConfigError, check, to_yaml
 from mnist_exp.config.untrusted import MAX_BYTES, builders, read_config
 from mnist_exp.errors import RequestError
 from mnist_exp.reproduction.record import resumed
@@ -88,7 +88,7 @@ HOSTILE = {
     "mapping": (model("{_target_: os.system}"), ONE_OF),
     "augment": (
         changed("augment: {_target_: null}", "augment: {_target_: os.system}"),
-        "augment._target_ must be one of null",
+        "augment._target_._target_ must be one of keras.layers.",
     ),
     # values
     "nested target": (changed("[3]", "{_target_: os.system, command: ls}"), f"model.hidden{PLAIN}"),
@@ -134,7 +134,24 @@ HOSTILE = {
         "defaults: a logged config composes",
     ),
     "defaults text": (GOOD + "defaults: /etc\n", "defaults: a logged config composes"),
-    "unknown": (GOOD + "callbacks: {_target_: os.system}\n", "'callbacks' is not a key of a config"),
+    "callback": (
+        GOOD + "callbacks: {a: {_target_: keras.callbacks.CSVLogger, filename: x}}\n",
+        "callbacks.a._target_ must be one of keras.callbacks.EarlyStopping, ",
+    ),
+    "lambda callback": (
+        GOOD + "callbacks: {a: {_target_: keras.callbacks.LambdaCallback}}\n",
+        "callbacks.a._target_ must be one of ",
+    ),
+    "score": (GOOD + "scores: {a: {_target_: os.system}}\n", "scores.a._target_ must be one of "),
+    "loss": (
+        GOOD + "loss: {_target_: os.system}\n",
+        "loss._target_ must be one of mnist_exp.losses.cross",
+    ),
+    "layer": (
+        GOOD.replace("augment: {_target_: null}", "augment: {a: {_target_: keras.layers.Lambda, function: x}}"),
+        "augment.a._target_ must be one of keras.layers.",
+    ),
+    "unknown": (GOOD + "extras: {_target_: os.system}\n", "'extras' is not a key of a config"),
     "trainer": (changed("epochs: 2", "epochs: 2, hook: os.system"), "hook"),
     "no group": (changed(f"model: {MODEL}\n", ""), "model"),
     "no mapping": (changed(MODEL, "os.system"), "model must name an option"),
@@ -266,7 +283,7 @@ def test_trust_lets_targets_and_values_pass_but_no_tricks():
 )
 def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_model(uri, process, own, monkeypatch):
     files = {"config.yaml": model("tests.config.test_untrusted.mine", size="3").encode(), "overrides.yaml": b"[a=1]"}
-    run = SimpleNamespace(info=SimpleNamespace(run_id="0" * 32), data=SimpleNamespace(tags={"process": process}))
+    run = SimpleNamespace(run_id="0" * 32, tags={"process": process})
     monkeypatch.setattr(tracking, "find_run", lambda *_: run)
     monkeypatch.setattr(tracking, "read_files", lambda *_: files)
     given = check(composed(f"resume={'0' * 32}", f"tracking.uri={uri}"))
@@ -283,6 +300,6 @@ def test_builders_are_the_public_ones_and_can_be_called():
     assert builders("data") == [f"mnist_exp.data.{name}" for name in ("digits", "file", "mnist")]
     assert "keras.optimizers.Muon" in builders("optimizer")
     assert "keras.optimizers.schedules.CosineDecay" in builders("schedule")
-    for group in FACTS:
+    for group in ARGUMENTS:
         for target in builders(group):
             assert callable(get_object(target))

@@ -7,6 +7,7 @@ import pytest
 
 from mnist_exp import provenance, tracking
 from mnist_exp.config import PACKAGE, check, identity
+from mnist_exp.experiment import prepare
 from mnist_exp.provenance.modules import user_code
 from mnist_exp.sweep import reuse
 from tests.helpers.configs import composed
@@ -50,7 +51,8 @@ def job(monkeypatch):
                 del made.tags[key]
         monkeypatch.setattr(tracking, "finished_runs", lambda store, digest: found)
         monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.run_id, *where)))
-        known = reuse.finished_before(config, SimpleNamespace(fingerprint="def"), None, 7)
+        experiment = prepare(config, SimpleNamespace(fingerprint="def"), "cpu")
+        known = reuse.take_finished(experiment, None, 7)
         return known and known["final_val_accuracy"], joined
 
     return ask
@@ -81,12 +83,6 @@ def test_a_job_trains_when_nothing_is_finished_or_skipping_is_off(job, capsys):
     assert job([{"pruned": "true"}]) == (None, [])  # a search has ended it early
     assert job([{}], "sweep.skip_finished=false") == (None, [])
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("devices", ["auto", "cpu", "cpu:2"])
-def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu(devices, monkeypatch):
-    monkeypatch.setattr(provenance, "may_have_gpu", lambda: False)
-    assert reuse._device(devices, 1) == {"cpu:2": "2 x cpu"}.get(devices, "cpu")
 
 
 def test_facts_are_those_that_identity_names():

@@ -1,5 +1,6 @@
 """The executions of the trainer compute the same thing, and the same thing each time."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import models, schedules
+from mnist_exp import losses, models, schedules
 from mnist_exp.errors import RequestError
 from mnist_exp.models import layers
-from mnist_exp.training import device_loop, devices, trainer
+from mnist_exp.training import device_loop, devices, evaluation, trainer
+from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.trainer import Execution
 from tests.helpers.digits import small
 
@@ -43,22 +45,25 @@ def train(
     callbacks=(),
     dataset=None,
     precision="float32",
+    loss=None,
+    augmentation=None,
 ):
     """Train from scratch; returns the fitted result, the losses after each call and the weights."""
     devices.fresh_session(seed, precision)
     dataset = dataset or small()
     model = build()
     steps = StepLosses()
-    fitted = trainer.fit(
-        model,
+    training = trainer.Training(
+        losses.cross_entropy(10) if loss is None else loss,
         make_optimizer(),
-        dataset,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        execution=execution,
-        callbacks=[steps, *callbacks],
+        epochs,
+        batch_size,
+        seed,
+        execution,
+        augmentation,
+        {str(number): callback for number, callback in enumerate([steps, *callbacks])},
     )
+    fitted = trainer.fit(model, dataset, training)
     return fitted, steps.losses, model.get_weights()
 
 
@@ -88,7 +93,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", ["sgd", "adam_cosine", pytest.param("all", marks=pytest.mark.slow)])
 def test_resident_agrees_with_keras_at_each_of_200_steps(name, monkeypatch):
-    monkeypatch.setattr(trainer, "STRETCH_XLA", 1)
+    monkeypatch.setattr(trainer, "CHUNK_XLA", 1)
     for chosen in OPTIMIZERS if name == "all" else [name]:
         runs = [train(execution, mlp, OPTIMIZERS[chosen], epochs=13) for execution in (RESIDENT, KERAS)]
         losses = [run[1] for run in runs]
@@ -107,8 +112,8 @@ def test_resident_agrees_with_keras_at_each_of_200_steps(name, monkeypatch):
     ],
 )
 def test_resident_agrees_with_keras_for_other_layers(build, execution, monkeypatch):
-    monkeypatch.setattr(trainer, "STRETCH_XLA", 1)
-    monkeypatch.setattr(trainer, "STRETCH_GRAPH", 1)
+    monkeypatch.setattr(trainer, "CHUNK_XLA", 1)
+    monkeypatch.setattr(trainer, "CHUNK_GRAPH", 1)
     ours, theirs = (train(e, build, OPTIMIZERS["sgd"], epochs=3) for e in (execution, KERAS))
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
     for metric in ("val_loss", "val_accuracy", "train_accuracy"):
@@ -199,9 +204,9 @@ def test_an_interrupted_model_has_the_state_it_came_to():
 
     seen = []
     optimizer = keras.optimizers.Adam()
-    settings = {"epochs": 3, "batch_size": 64, "seed": 0, "execution": RESIDENT, "on_epoch": interrupt}
+    training = trainer.Training(losses.cross_entropy(10), optimizer, 3, 64, 0, RESIDENT)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(model, optimizer, small(), **settings)
+        trainer.fit(model, small(), training, on_epoch=interrupt)
     assert seen == [trainer.weights_digest(model)]
     assert int(optimizer.iterations) == 16
 
@@ -219,10 +224,10 @@ def interrupted(folder, execution, build, make_optimizer, make_callbacks, after,
         seen.clear()
         devices.fresh_session(4, precision)
         model = build()
-        settings = {"epochs": 5, "batch_size": 64, "seed": 4, "execution": execution, "on_epoch": watch}
-        fitted = trainer.fit(
-            model, make_optimizer(), small(400), callbacks=make_callbacks(), checkpoints=folder, **settings
-        )
+        callbacks = {str(number): callback for number, callback in enumerate(make_callbacks())}
+        settings = {"epochs": 5, "batch_size": 64, "seed": 4, "execution": execution, "callbacks": callbacks}
+        training = trainer.Training(losses.cross_entropy(10), make_optimizer(), checkpoints=folder, **settings)
+        fitted = trainer.fit(model, small(400), training, on_epoch=watch)
         return fitted.best_epoch, list(seen), trainer.weights_digest(model)
 
     if after is None:
@@ -282,7 +287,7 @@ def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
 
 def test_stretches_do_not_change_the_bits(monkeypatch):
     whole = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
-    monkeypatch.setattr(trainer, "STRETCH_XLA", 5)
+    monkeypatch.setattr(trainer, "CHUNK_XLA", 5)
     cut = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
     assert (len(whole[1]), len(cut[1])) == (2, 8)
     assert all(np.array_equal(a, b) for a, b in zip(whole[2], cut[2], strict=True))
@@ -306,7 +311,7 @@ def test_early_stopping_restores_the_best_epoch():
     assert fitted.best_epoch == int(np.argmin(losses)) + 1 == len(losses) - 2
     model = mlp()
     model.set_weights(weights)
-    logits = trainer.predict(model, dataset.validation)
+    logits = evaluation.predict(model, dataset.validation)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(dataset.validation.labels, logits)
     assert float(loss) == pytest.approx(min(losses), rel=1e-5)
 
@@ -324,18 +329,101 @@ def test_keras_callbacks_work_behind_the_compiled_loop(tmp_path):
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
 
 
+def rotation():
+    return Augmentation({"turn": keras.layers.RandomRotation(0.1), "move": keras.layers.RandomTranslation(0.1, 0.1)}, 3)
+
+
+def test_every_execution_trains_on_the_same_augmented_images():
+    found = [
+        train(execution, mlp, lambda: keras.optimizers.SGD(0.1), augmentation=augmentation)
+        for execution, augmentation in ((RESIDENT, rotation()), (KERAS, rotation()), (RESIDENT, None))
+    ]
+    resident, plain, without = ([fitted.history["train_loss"], weights] for fitted, _, weights in found)
+    np.testing.assert_allclose(resident[0], plain[0], rtol=1e-5)
+    for ours, keras_own, other in zip(resident[1], plain[1], without[1], strict=True):
+        np.testing.assert_allclose(ours, keras_own, atol=1e-5)
+        assert np.abs(ours - other).max() > 1e-3  # it changes the training
+
+
+class SmoothedLoss(keras.losses.Loss):
+    """Cross-entropy with smoothed labels, of a user's own."""
+
+    def call(self, y_true, y_pred):
+        labels = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32"), 10) * 0.9 + 0.01
+        return keras.losses.categorical_crossentropy(labels, y_pred, from_logits=True)
+
+
+def test_a_loss_of_a_users_own_is_what_is_minimised_in_every_execution():
+    found = [
+        train(execution, mlp, lambda: keras.optimizers.SGD(0.1), loss=loss)
+        for execution, loss in ((RESIDENT, SmoothedLoss()), (KERAS, SmoothedLoss()), (RESIDENT, None))
+    ]
+    resident, plain, without = (fitted.history["train_loss"] for fitted, _, _ in found)
+    np.testing.assert_allclose(resident, plain, rtol=1e-5)
+    assert np.abs(np.subtract(resident, without)).max() > 0.05
+
+
+class Counting(keras.callbacks.Callback):
+    """Stops the training after four epochs in all."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+        self.model.stop_training = self.epochs == 4
+
+    def get_state(self):
+        return {"epochs": self.epochs}
+
+    def set_state(self, state):
+        self.epochs = state["epochs"]
+
+
+def test_a_continued_training_has_the_state_of_callbacks_and_augments_alike(tmp_path):
+    def sit(folder, end):
+        def stop(epoch, metrics, weights):
+            seen[epoch] = weights
+            if epoch == end:
+                raise KeyboardInterrupt
+
+        seen = {}
+        devices.fresh_session(0, "float32")
+        training = trainer.Training(
+            losses.cross_entropy(10),
+            keras.optimizers.Adam(),
+            9,
+            64,
+            0,
+            RESIDENT,
+            rotation(),
+            {"own": Counting()},
+            folder,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.fit(mlp(), small(200), training, on_epoch=stop)
+        return seen
+
+    whole = sit(None, None)
+    assert list(whole) == [1, 2, 3, 4]
+    assert list(sit(tmp_path, 2)) == [1, 2]
+    assert sit(tmp_path, None) == whole
+
+
+def test_callbacks_whose_state_no_checkpoint_holds_are_named():
+    given = {"own": Counting(), "nan": keras.callbacks.TerminateOnNaN(), "plain": keras.callbacks.History()}
+    assert trainer.not_resumable(given) == ["plain"]
+
+
 def test_divergence_is_an_error_after_its_epoch_was_reported():
     seen = []
     devices.fresh_session(0, "float32")
     with pytest.raises(trainer.Diverged, match=r"train_loss is (nan|inf) after epoch 1"):
         trainer.fit(
             mlp(),
-            keras.optimizers.SGD(1e30),
             small(),
-            epochs=3,
-            batch_size=64,
-            seed=0,
-            execution=RESIDENT,
+            trainer.Training(losses.cross_entropy(10), keras.optimizers.SGD(1e30), 3, 64, 0, RESIDENT),
             on_epoch=lambda epoch, metrics, weights: seen.append((epoch, metrics["train_loss"])),
         )
     assert [epoch for epoch, _ in seen] == [1]
@@ -406,6 +494,7 @@ MIRRORED = """
 import contextlib, json, sys
 import numpy as np, keras
 from mnist_exp import models
+from mnist_exp.losses import cross_entropy
 from mnist_exp.training import devices, trainer
 from tests.helpers.digits import small
 choice, folder = sys.argv[1:]
@@ -417,7 +506,7 @@ for layers in ("plain", "bn"):
         model = models.mlp((28, 28, 1), 10, hidden=[32], **options)
         optimizer = keras.optimizers.SGD(0.05)
     execution = trainer.choose_execution("auto", model, strategy.num_replicas_in_sync if strategy else 1, gpu=False)
-    fitted = trainer.fit(model, optimizer, small(), epochs=2, batch_size=64, seed=0, execution=execution)
+    fitted = trainer.fit(model, small(), trainer.Training(cross_entropy(10), optimizer, 2, 64, 0, execution))
     model.export(f"{folder}/{layers}", verbose=False)
     np.savez(f"{folder}/{layers}.npz", *model.get_weights())
     print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
@@ -428,7 +517,8 @@ SIZES = """
 import json, sys
 import numpy as np, keras, tensorflow as tf
 from mnist_exp import models
-from mnist_exp.training import devices, trainer
+from mnist_exp.losses import cross_entropy
+from mnist_exp.training import devices, evaluation, trainer
 from mnist_exp.data import Split
 from tests.helpers.digits import small
 replicas = int(sys.argv[1])
@@ -440,8 +530,8 @@ for images, validation, batch_size, precision in json.loads(sys.argv[2]):
         model, optimizer = models.linear((28, 28, 1), 10), keras.optimizers.SGD(0.05)
     execution = trainer.choose_execution("auto", model, replicas, gpu=False)
     digits = small(images, validation)
-    fitted = trainer.fit(model, optimizer, digits, epochs=2, batch_size=batch_size, seed=0, execution=execution)
-    scored = trainer.predict(model, digits.validation)
+    fitted = trainer.fit(model, digits, trainer.Training(cross_entropy(10), optimizer, 2, batch_size, 0, execution))
+    scored = evaluation.predict(model, digits.validation)
     found.append([fitted.history, [w.tolist() for w in model.get_weights()], scored.tolist()])
 print(json.dumps(found))
 """
@@ -479,7 +569,8 @@ PRODUCT = """
 import contextlib, json, math, sys
 from pathlib import Path
 from omegaconf import OmegaConf
-from mnist_exp import config, experiment, models
+from mnist_exp import builders, config, models
+from mnist_exp.losses import cross_entropy
 from mnist_exp.training import devices, trainer
 from tests.helpers.digits import small
 choice = sys.argv[1]
@@ -497,9 +588,9 @@ for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
             with strategy.scope() if strategy else contextlib.nullcontext():
                 model = config.build(options["model"][model_name], (28, 28, 1), 10)
                 nodes = options["optimizer"][optimizer_name], options["schedule"]["constant"]
-                optimizer = experiment.build_optimizer(*nodes, 2)
+                optimizer = builders.build_optimizer(*nodes, 2)
             execution = trainer.Execution(wanted, False, "")
-            fitted = trainer.fit(model, optimizer, few, epochs=1, batch_size=40, seed=0, execution=execution)
+            fitted = trainer.fit(model, few, trainer.Training(cross_entropy(10), optimizer, 1, 40, 0, execution))
             losses[f"{precision} {model_name} {optimizer_name} {wanted}"] = fitted.history["val_loss"][0]
 print(json.dumps(losses))
 """

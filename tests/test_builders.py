@@ -1,0 +1,152 @@
+"""Doors: what a user's own loss, augmentation, callback and score must keep to."""
+
+import keras
+import numpy as np
+import pytest
+
+from mnist_exp import builders
+from mnist_exp.config import check
+from mnist_exp.errors import RequestError
+from tests.helpers.configs import composed
+from tests.helpers.digits import small
+
+
+class Shift(keras.layers.Layer):
+    """Rolls the images by a random number of pixels."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.generator = most, keras.random.SeedGenerator(0)
+
+    def call(self, images, training=False):
+        number = keras.random.randint((), 0, self.most + 1, seed=self.generator)
+        return keras.ops.roll(images, number, axis=2)
+
+
+class Unseeded(keras.layers.Layer):
+    def call(self, images, training=False):
+        return images + np.random.default_rng().uniform()
+
+
+class Crop(keras.layers.Layer):
+    def call(self, images, training=False):
+        return images[:, 1:]
+
+
+def recall(logits, labels, *, of):
+    chosen = labels == of
+    return {"recall": float((logits.argmax(axis=1)[chosen] == of).mean()), "images": int(chosen.sum())}
+
+
+def broken(logits, labels):
+    raise KeyError("no such thing")
+
+
+def single(logits, labels):
+    return 0.5
+
+
+def loss(logits, labels):
+    return {"loss": 0.5}
+
+
+def absolute(num_classes):
+    return keras.losses.MeanAbsoluteError()
+
+
+def infinite(num_classes):
+    class Infinite(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return keras.ops.log(0.0 * y_pred[:, 0])
+
+    return Infinite()
+
+
+def name(function):
+    return f"{__name__}.{function.__name__}"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([f"+augment.a._target_={name(Unseeded)}"], r"augment\.a must draw from a keras\.random\.SeedGenerator"),
+        ([f"+augment.a._target_={name(Crop)}"], r"augment\.a must keep the images' shape, got \(27, 28, 1\)"),
+        (["+augment.a={_target_:keras.layers.MixUp}"], r"augment\.a must keep the labels"),
+        (
+            [f"+augment.a._target_={name(single)}", "+augment.a.logits=1", "+augment.a.labels=1"],
+            "must return a keras.L",
+        ),
+    ],
+)
+def test_an_augmentation_that_breaks_the_contract_is_refused(given, message):
+    with pytest.raises(RequestError, match=message):
+        builders.build_augmentation(check(composed("data=digits", *given)), small())
+
+
+def test_augmented_images_are_a_function_of_seed_and_epoch():
+    given = ["data=digits", f"+augment.move={{_target_:{name(Shift)},most:3}}"]
+    images = small(100).train.images
+    made = builders.build_augmentation(check(composed(*given)), small())
+    again = builders.build_augmentation(check(composed(*given)), small())
+    other = builders.build_augmentation(check(composed(*given, "seed=1")), small())
+    epochs = [made.images(images, epoch) for epoch in range(8)]
+    assert all(np.array_equal(again.images(images, epoch), epochs[epoch]) for epoch in (5, 0, 5))
+    moves = [next(m for m in range(4) if np.array_equal(np.roll(images, m, axis=2), done)) for done in epochs]
+    assert len(set(moves)) > 1
+    assert any(not np.array_equal(other.images(images, epoch), done) for epoch, done in enumerate(epochs))
+
+
+def test_augmented_images_are_whole_numbers_within_the_range_of_a_pixel():
+    layers = {"brighter": keras.layers.RandomBrightness(1.0, value_range=(0, 255))}
+    images = np.full((50, 4, 4, 1), 200, np.uint8)
+    done = builders.Augmentation(layers, 0).images(images, 0)
+    assert (done.dtype, done.min() >= 0, done.max()) == (np.uint8, True, 255)
+
+
+def test_scores_are_named_after_their_key():
+    labels = np.array([0, 1, 1])
+    logits = np.eye(2, dtype=np.float32)[[0, 1, 0]]
+    given = [f"+scores.{key}={{_target_:{name(recall)},of:1}}" for key in ("one", "recall")]
+    found = builders.build_scores(check(composed(*given)), 2)
+    assert found["one"](logits, labels) == {"one_recall": 0.5, "one_images": 2.0}
+    assert found["recall"](logits, labels) == {"recall": 0.5, "recall_images": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (broken, r"^scores\.x fails: KeyError: 'no such thing'"),
+        (single, r"^scores\.x\._target_ must return names and n"),
+    ],
+)
+def test_a_score_that_breaks_the_contract_is_refused(score, message):
+    with pytest.raises(RequestError, match=message):
+        builders.build_scores(check(composed(f"+scores.x._target_={name(score)}")), 10)
+
+
+def test_a_score_cannot_replace_one_that_every_run_has():
+    given = f"+scores.loss={{_target_:{name(loss)}}}"
+    with pytest.raises(RequestError, match=r"^scores\.loss must have another key: every run has loss already"):
+        builders.build_scores(check(composed(given)), 10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (single, r"^loss\._target_ must return a keras\.losses\.Loss, got float"),
+        (infinite, r"^loss\._target_ must give one finite number for two images of equal logits, got -inf"),
+    ],
+)
+def test_a_loss_that_breaks_the_contract_is_refused(loss, message):
+    with pytest.raises(RequestError, match=message):
+        builders.build_loss({"_target_": name(loss), **({"labels": 0} if loss is single else {})}, 10)
+
+
+def test_callbacks_come_in_the_order_given_and_must_be_of_keras():
+    given = ["+callbacks.b._target_=keras.callbacks.TerminateOnNaN", "+callbacks.a._target_=keras.callbacks.History"]
+    config = check(composed(*given, "trainer.early_stopping=val_loss"))
+    assert list(builders.build_callbacks(config)) == ["b", "a", "trainer.early_stopping"]
+    with pytest.raises(
+        RequestError, match=r"^callbacks\.a\._target_ must return a keras\.callbacks\.Callback, got Dataset"
+    ):
+        builders.build_callbacks(check(composed("+callbacks.a={_target_:mnist_exp.data.digits,validation:0.2}")))
