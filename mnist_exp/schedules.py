@@ -1,6 +1,6 @@
-"""Learning-rate schedules from the base rate and the total number of steps.
+"""Learning-rate schedules: functions of the base rate and the total number of steps.
 
-Each returns what a Keras optimizer takes as `learning_rate`. Shares of training become steps here, and only here.
+Each returns a value for the `learning_rate` of a Keras optimizer. Shares of the training become steps only here.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ def constant(learning_rate: float, total_steps: int) -> float:
 
 
 def cosine(learning_rate: float, total_steps: int, *, alpha: float) -> LearningRateSchedule:
-    """Half a cosine from the base rate to its share `alpha` (https://arxiv.org/abs/1608.03983, no restarts)."""
+    """Falls along half a cosine to `alpha` times the base rate (https://arxiv.org/abs/1608.03983, no restarts)."""
     return CosineDecay(learning_rate, total_steps, alpha=alpha)
 
 
 def warmup_cosine(learning_rate: float, total_steps: int, *, warmup: float, alpha: float) -> LearningRateSchedule:
-    """From 0 up to the base rate over the share `warmup` of the steps, then as `cosine`."""
+    """Rises linearly from 0 to the base rate over the share `warmup` of the steps, then falls as `cosine` does."""
     return _rise_and_fall(learning_rate, total_steps, warmup, 0.0, alpha)
 
 
@@ -38,7 +38,10 @@ def step(learning_rate: float, total_steps: int, *, drops: Sequence[float], fact
 def one_cycle(
     learning_rate: float, total_steps: int, *, warmup: float, start: float, final: float
 ) -> LearningRateSchedule:
-    """From the share `start` up to the base rate, then down to `final` (after https://arxiv.org/abs/1708.07120)."""
+    """Rises linearly from `start` times the base rate over the share `warmup` of the steps, then falls.
+
+    The fall is half a cosine to `final` times the base rate (after https://arxiv.org/abs/1708.07120).
+    """
     return _rise_and_fall(learning_rate, total_steps, warmup, start, final)
 
 

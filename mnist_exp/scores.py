@@ -7,17 +7,17 @@ import numpy as np
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether more of a metric of that name is better: all but accuracies and speed are losses, errors or costs."""
+    """Whether a higher value of this metric is better: accuracies and speed. All others are losses, errors or costs."""
     return "accuracy" in name or name == "images_per_second"
 
 
 def bounds(name: str) -> tuple[float, float]:
-    """The smallest and the largest value that a metric of that name can have; losses, times and counts have no top."""
+    """Smallest and largest possible value of a metric; losses, times and counts are unbounded."""
     return 0.0, 1.0 if "accuracy" in name or "calibration_error" in name else math.inf
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts how often each true class was taken for each class.
+    """Counts the predictions of each class for each true class.
 
     Args:
         labels: True classes, integers (n,) in 0..num_classes-1.
@@ -85,7 +85,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, on average.
+    """Expected calibration error: the mean gap between confidence and accuracy.
 
     Images are sorted into `bins` equally wide intervals ((m-1)/bins, m/bins] of the probability of the
     predicted class; the gaps between mean probability and accuracy are averaged, weighted by the number of
@@ -114,7 +114,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How right a model is where it is how sure: what `calibration_error` averages.
+    """Reliability diagram: mean confidence and accuracy per confidence bin, whose gaps `calibration_error` averages.
 
     Args:
         logits: Finite floats (n, k).
@@ -122,7 +122,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple
         bins: Number of intervals.
 
     Returns:
-        Of the intervals that hold images: their mean confidence and accuracy, both in 0..1, and number of images.
+        Mean confidence and accuracy, floats in 0..1, and number of images of each bin that holds any; each (m,).
 
     Raises:
         ValueError: If there are no images, or not one label for each.
@@ -139,7 +139,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple
 
 
 def seconds_to(accuracies: Sequence[float], seconds: Sequence[float], threshold: float) -> float | None:
-    """Time until an accuracy was first reached.
+    """Training time until an accuracy was first reached.
 
     Args:
         accuracies: Accuracy after each epoch.
@@ -161,7 +161,7 @@ def seconds_to(accuracies: Sequence[float], seconds: Sequence[float], threshold:
 
 
 def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Finds the wrong predictions the model was surest of.
+    """Finds the most confident wrong predictions.
 
     Args:
         logits: Floats (n, k).

@@ -15,7 +15,7 @@ from mnist_exp.data.files import expand, load_arrays
 
 # The file that keras.datasets.mnist downloads.
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
-# Of the decoded uint8 arrays in the order of ARRAYS: the container (npz, IDX, gzip level) does not matter.
+# Of the decoded uint8 arrays, in the order of ARRAYS, so that the container (npz, IDX, gzip) does not matter.
 MNIST_SHA256 = (
     "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
@@ -68,7 +68,7 @@ def _cache_file() -> Path:
 
 
 def _download(target: Path, problem: str) -> None:
-    """Puts MNIST at `target`, which never holds an unverified file; `problem` says why it is needed."""
+    """Downloads MNIST and moves it to `target` once it is verified. `problem` says why it is needed."""
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _download_answers() -> bool:
         ):
             answered.set()
 
-    # A thread, because looking up the host's name has no timeout; a daemon, so that it cannot delay the exit.
+    # In a thread, because the look-up of a host name has no timeout. A daemon thread cannot delay the exit.
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)

@@ -28,14 +28,14 @@ FORMATS = (
     f"data.path takes an .npz file with the arrays {', '.join(ARRAYS)}, as numpy.savez writes it, or a folder with the"
     " four IDX files of MNIST's names"
 )
-# How other files begin that users name by mistake.
+# First bytes of other kinds of files that users name by mistake.
 _MAGIC = {
     b"\0\0\x08": "one IDX file",
     b"\x1f\x8b": "a gzip file",
     b"\x93NUMPY": "one array (.npy)",
     b"\x89HDF": "an HDF5 file",
 }
-_CHUNK = 2**20  # bytes that are expanded at a time
+_CHUNK = 2**20  # bytes that are decompressed at a time
 
 
 def expand(text: str) -> Path:
@@ -49,7 +49,7 @@ def expand(text: str) -> Path:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns whatever goes wrong with a file into a DataError that begins with its path."""
+    """Turns any error of reading a file into a DataError that begins with its path."""
     try:
         yield
     except DataError:
@@ -64,10 +64,14 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def load_arrays(place: Path, npz: str | None = None) -> CheckedArrays:
-    """Arrays of an .npz file or of a folder, where the file named `npz` goes before the IDX files."""
+    """Reads an .npz file, or a folder: the file named `npz` if the folder has it, else the four IDX files.
+
+    Raises:
+        DataError: If the files are missing or damaged, or break the rules of `arrays_to_dataset`.
+    """
     place = place.absolute()
     with _reading(place):
-        # What identifies the content, so that a file changed on disk is read again.
+        # Time and size identify the content, so that a file that changed on disk is read again.
         stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in _locate(place, npz)]
     return _read(str(place), *stamps)
 
@@ -94,7 +98,7 @@ def _locate(place: Path, npz: str | None) -> list[Path]:
 
 
 class _Stored(NamedTuple):
-    """An array whose header was read, at whose data `stream` stands; `where` is its name in a message."""
+    """An array whose header was read. `stream` is at the start of its data; `where` is its name in a message."""
 
     where: str
     path: Path
@@ -114,10 +118,10 @@ class _Stored(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-# The runs of a sweep share one reading and hashing. Two entries: a sweep over two files, at bounded memory.
+# The runs of a sweep share what is read here. Two entries serve a sweep over two files and bound the memory.
 @functools.lru_cache(maxsize=2)
 def _read(source: str, *stamps: tuple[str, int, int]) -> CheckedArrays:
-    """Headers are read and checked first, so that a small file that expands to many gigabytes is refused unexpanded."""
+    """Checks the headers before it reads data, so that a small file that expands to many gigabytes is refused early."""
     stored: list[_Stored] = []
     with contextlib.ExitStack() as stack:
         for name, _, _ in stamps:
@@ -191,7 +195,7 @@ def _open_idx(path: Path, stack: contextlib.ExitStack) -> _Stored:
 
 
 def _data(stored: _Stored) -> np.ndarray:
-    """The array. No more than the promised bytes are expanded, whatever the file holds."""
+    """Reads the array. It decompresses no more bytes than the header promises."""
     content = np.empty(stored.size, np.uint8)
     view, done = content.data, 0
     while count := stored.stream.readinto(view[done : done + _CHUNK]):  # type: ignore[attr-defined]

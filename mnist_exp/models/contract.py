@@ -8,18 +8,18 @@ import tensorflow as tf
 from mnist_exp.errors import RequestError, first_line
 from mnist_exp.models.layers import Shape
 
-# TensorFlow's operations. LogSoftmax is not among them: it changes no loss and no class.
+# Names of TensorFlow's operations. LogSoftmax is allowed, because it changes neither the loss nor the class.
 _ACTIVATIONS = ("Softmax", "Sigmoid", "Tanh", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign")
 _SAME_VALUES = ("Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StopGradient")
 
 
 def check(model: object, image_shape: Shape, num_classes: int) -> None:
-    """Refuse a builder's result that is not a model from uint8 images to float32 logits. Builds an unbuilt model.
+    """Refuses a builder's result that is not a model from uint8 images to float32 logits. Builds an unbuilt model.
 
-    The model is traced, not run. So this also sees an activation inside a nested model, and allocates nothing.
+    The model is traced, not run: this finds an activation inside a nested model, too, and allocates nothing.
 
     Raises:
-        RequestError: names the rule and the result.
+        RequestError: Names the rule and the result.
     """
     if not isinstance(model, keras.Model):
         raise RequestError(f"model._target_ must return a keras.Model, got {type(model).__name__}")

@@ -20,14 +20,14 @@ def cnn(
     """3x3 convolutions, each followed by 2x2 max pooling and the activation; for images of 2 ** len(filters) pixels up.
 
     Raises:
-        RequestError: more filters than the image can be halved.
+        RequestError: The image is too small for one halving per filter.
     """
     if min(image_shape[:2]) < 2 ** len(filters):
         raise RequestError(f"model.filters: {len(filters)} poolings need images of {2 ** len(filters)} pixels or more")
     images, features = scaled_input(image_shape)
     for channels in filters:
         features = keras.layers.Conv2D(channels, 3, padding="same", use_bias=not batch_norm)(features)
-        # Pooling first, as in https://arxiv.org/abs/2404.00498: the same for relu, at a quarter of the work.
+        # Pooling before the activation (https://arxiv.org/abs/2404.00498): equal for relu, at a quarter of the work.
         features = activated(keras.layers.MaxPooling2D()(features), activation, batch_norm)
     features = Dropout(dropout)(keras.layers.Flatten()(features))
     return classifier(images, features, num_classes)

@@ -40,7 +40,7 @@ def residual(
     dropout: float,
     batch_norm: bool,
 ) -> keras.Model:
-    """Per block: a on the input, b and c side by side on a, merged as concat(b + c, b + c, c)."""
+    """Blocks of three dense layers: a takes the input, b and c take a, and concat(b + c, b + c, c) is the output."""
     images, pixels = scaled_input(image_shape)
     features = keras.layers.Flatten()(pixels)
     for _ in range(blocks):

@@ -8,15 +8,15 @@ Shape = tuple[int, int, int]
 
 @keras.saving.register_keras_serializable(package="mnist_exp")
 class Dropout(keras.layers.Dropout):
-    """Dropout (Srivastava et al. 2014) whose mask costs next to nothing inside a compiled loop.
+    """Dropout (Srivastava et al. 2014) with a mask that is cheap inside a compiled loop.
 
-    XLA on a CPU takes eight times as long for Keras' Philox generator as for the rest of a small network's step. Here
-    a mask is an integer hash of the layer's seed, the number of masks drawn before (both held in `seed_generator`), the
-    replica and the position: a few operations that XLA fuses, with the same bits in every execution.
+    With XLA on a CPU, Keras' Philox generator takes eight times as long as the rest of a small network's step. This
+    layer hashes its seed, the number of masks drawn before (both in `seed_generator`), the replica and the position to
+    an integer. XLA fuses these few operations, and the bits are the same in every execution.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Float (batch, ...) in and out; scaled by 1 / (1 - rate) where kept, so that the mean stays."""
+        """Floats (batch, ...) in and out. Kept values are divided by 1 - rate, so that the mean stays."""
         if not training or self.rate == 0:
             return inputs
         seed, drawn = tf.unstack(tf.cast(self.seed_generator.next(), tf.uint32))
@@ -49,13 +49,13 @@ def dense(features: keras.KerasTensor, units: int, activation: str, batch_norm: 
 
 def activated(features: keras.KerasTensor, activation: str, batch_norm: bool) -> keras.KerasTensor:
     """Batch normalisation, if asked for, and the activation."""
-    if batch_norm:  # over the whole batch, not a replica's part of it
+    if batch_norm:  # synchronized: statistics of the whole batch, not of one replica's part
         features = keras.layers.BatchNormalization(synchronized=True)(features)
     return keras.layers.Activation(activation)(features)
 
 
 def classifier(images: keras.KerasTensor, features: keras.KerasTensor, num_classes: int) -> keras.Model:
     """A model whose last layer computes one logit for each class."""
-    # float32 whatever the policy: the loss of half-precision logits would lose digits.
+    # Always float32, because a loss of half-precision logits would lose digits.
     logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
     return keras.Model(images, logits)

@@ -18,83 +18,42 @@ from mnist_exp.provenance.modules import UserCode
 from mnist_exp.provenance.source import source_digest, source_trees
 
 # Installed distributions that can change a number, a sweep's choices or what is recorded.
+# fmt: off
 PACKAGES = (
-    "hydra-core",
-    "hydra-joblib-launcher",
-    "hydra-optuna-sweeper",
-    "hydra-ray-launcher",
-    "hydra-submitit-launcher",
-    "h5py",
-    "keras",
-    "matplotlib",
-    "ml-dtypes",
-    "mlflow",
-    "mlflow-skinny",
-    "numpy",
-    "nvidia-cublas-cu12",
-    "nvidia-cuda-nvcc-cu12",
-    "nvidia-cudnn-cu12",
-    "nvidia-nccl-cu12",
-    "omegaconf",
-    "optuna",
-    "scikit-learn",
-    "scipy",
-    "tensorflow",
-    "tensorflow-cpu",
+    "hydra-core", "hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-ray-launcher", "hydra-submitit-launcher",
+    "h5py", "keras", "matplotlib", "ml-dtypes", "mlflow", "mlflow-skinny", "numpy", "nvidia-cublas-cu12",
+    "nvidia-cuda-nvcc-cu12", "nvidia-cudnn-cu12", "nvidia-nccl-cu12", "omegaconf", "optuna", "scikit-learn", "scipy",
+    "tensorflow", "tensorflow-cpu",
 )
+# fmt: on
 
-# Of the above, by their beginning, those that can change a number.
+# Beginnings of the names, among `PACKAGES`, of distributions that can change a number.
 NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
 
 # Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).
+# fmt: off
 NUMERIC_VARIABLES = (
-    "CUBLAS_WORKSPACE_CONFIG",
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "DNNL_MAX_CPU_ISA",
-    "KERAS_BACKEND",
-    "MKL_CBWR",
-    "NPY_DISABLE_CPU_FEATURES",
-    "NVIDIA_TF32_OVERRIDE",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "ONEDNN_MAX_CPU_ISA",
-    "OPENBLAS_CORETYPE",
-    "TF_CUDNN_DETERMINISTIC",
-    "TF_CUDNN_USE_AUTOTUNE",
-    "TF_CUDNN_USE_FRONTEND",
-    "TF_CUDNN_USE_RUNTIME_FUSION",
-    "TF_DETERMINISTIC_OPS",
-    "TF_DISABLE_MKL",
-    "TF_ENABLE_CUBLAS_TENSOR_OP_MATH_FP32",
-    "TF_ENABLE_CUDNN_TENSOR_OP_MATH_FP32",
-    "TF_ENABLE_MLIR_BRIDGE",
-    "TF_ENABLE_ONEDNN_OPTS",
-    "TF_ENABLE_WINOGRAD_NONFUSED",
-    "TF_SET_ONEDNN_FPMATH_MODE",
-    "TF_USE_CUBLASLT",
-    "TF_USE_LEGACY_KERAS",
-    "TF_XLA_FLAGS",
-    "XLA_FLAGS",
+    "CUBLAS_WORKSPACE_CONFIG", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "KERAS_BACKEND", "MKL_CBWR",
+    "NPY_DISABLE_CPU_FEATURES", "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE", "TF_CUDNN_USE_FRONTEND",
+    "TF_CUDNN_USE_RUNTIME_FUSION", "TF_DETERMINISTIC_OPS", "TF_DISABLE_MKL", "TF_ENABLE_CUBLAS_TENSOR_OP_MATH_FP32",
+    "TF_ENABLE_CUDNN_TENSOR_OP_MATH_FP32", "TF_ENABLE_MLIR_BRIDGE", "TF_ENABLE_ONEDNN_OPTS",
+    "TF_ENABLE_WINOGRAD_NONFUSED", "TF_SET_ONEDNN_FPMATH_MODE", "TF_USE_CUBLASLT", "TF_USE_LEGACY_KERAS",
+    "TF_XLA_FLAGS", "XLA_FLAGS",
 )
 ENVIRONMENT = (
-    *NUMERIC_VARIABLES,
-    "CUDA_VISIBLE_DEVICES",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "PYTHONHASHSEED",
-    "TF_FORCE_GPU_ALLOW_GROWTH",
-    "TF_GPU_ALLOCATOR",
-    "TF_GPU_THREAD_MODE",
-    "TF_NUM_INTEROP_THREADS",
+    *NUMERIC_VARIABLES, "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR", "TF_GPU_THREAD_MODE", "TF_NUM_INTEROP_THREADS",
     "TF_NUM_INTRAOP_THREADS",
 )
+# fmt: on
 KERAS_DEFAULTS = {"epsilon": 1e-07, "floatx": "float32", "image_data_format": "channels_last"}
-# What compilers and libraries choose their code by: of x86 and of ARM.
+# Beginnings of the instruction sets, of x86 and ARM, by which compilers and numeric libraries select their code.
 _INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sse4", "sve")
 
 
 def versions(imported: Collection[str] = ()) -> dict[str, str]:
-    """Versions of Python, of those of `PACKAGES` that are installed, and of the packages of these import names."""
+    """Versions of Python, of the installed `PACKAGES`, and of the distributions behind these import names."""
     found = dict(_versions(PACKAGES))
     return found | {name: version for name, version in map(_distribution, sorted(imported)) if name not in found}
 
@@ -105,12 +64,12 @@ def _distribution(imported: str) -> tuple[str, str]:
     try:
         metadata.distribution(imported)
         name = imported
-    except metadata.PackageNotFoundError:  # called otherwise than it is imported, such as PIL; this takes a while
+    except metadata.PackageNotFoundError:  # installed under another name, such as PIL by pillow: a slow search
         name = (metadata.packages_distributions().get(imported) or [""])[0]
     return re.sub("[-_.]+", "-", name or imported).lower(), metadata.version(name) if name else "unknown"
 
 
-@functools.cache  # reading them takes 50 ms, and what is imported stays as it is
+@functools.cache  # reading the versions takes 50 ms; an imported package keeps its version
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in packages:
@@ -122,7 +81,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def requirements(imported: Collection[str] = ()) -> list[str]:
-    """The same, without Python, as sorted lines `name==version` of a requirements.txt."""
+    """`versions` without Python, as sorted lines `name==version` of a requirements.txt."""
     return sorted(f"{name}=={version}" for name, version in versions(imported).items() if name != "python")
 
 
@@ -155,9 +114,9 @@ def hardware() -> dict[str, str | int]:
 
 
 def environment_record(imported: Collection[str] = ()) -> dict[str, Any]:
-    """All of the above as one JSON-able dict, with those variables of `ENVIRONMENT` that are set.
+    """Versions, hardware, and the variables of `ENVIRONMENT` that are set, as one JSON-able dict.
 
-    Neither the rest of the environment nor the command line is read: they may hold secrets.
+    Other variables and the command line are not read, because they may hold secrets.
     """
     packages = versions(imported)
     return {
@@ -172,11 +131,11 @@ def environment_factors(folder: Path, own: UserCode, fingerprint: str, threads: 
     """Everything besides the config that can change a run's result. Code that only plots or records is left out.
 
     Args:
-        folder: the package's folder.
-        own: the user's own modules.
-        fingerprint: of the data.
-        threads: that it computes with.
-        device: in the words of `devices.describe`.
+        folder: The package's folder.
+        own: The user's own modules.
+        fingerprint: Of the data set.
+        threads: Number of threads that the run computes with.
+        device: As `devices.describe` returns it.
     """
     numeric = (*NUMERIC, *(_distribution(name)[0] for name in own.packages))
     return {
@@ -193,11 +152,11 @@ def environment_factors(folder: Path, own: UserCode, fingerprint: str, threads: 
 
 
 def keras_config() -> dict[str, Any]:
-    """The user's settings in Keras' own file, which Keras reads when it is imported."""
+    """The settings in the user's keras.json, which Keras reads when it is imported."""
     home = os.environ.get("KERAS_HOME") or Path("~", ".keras").expanduser()
     try:
         settings = json.loads(Path(home, "keras.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # Keras takes its defaults, too
+    except (OSError, ValueError):  # Keras falls back to its defaults, too
         settings = None
     if not isinstance(settings, dict):
         return KERAS_DEFAULTS
@@ -205,13 +164,13 @@ def keras_config() -> dict[str, Any]:
 
 
 def process() -> str:
-    """This process in words that fit no other: host and its network address, pid, and when the process started."""
+    """An identifier of this process: host name, network address, pid and start time."""
     return " ".join((*_host(), str(os.getpid()), f"{psutil.Process().create_time():.2f}"))
 
 
-def is_gone(named: str) -> bool:
-    """Whether the process that `process` named has ended; False for one of another host, of which nobody here knows."""
-    *host, pid, started = named.split(" ")
+def is_gone(identifier: str) -> bool:
+    """Whether the process with this identifier has ended; False for another host, which cannot be checked."""
+    *host, pid, started = identifier.split(" ")
     if host != _host():
         return False
     try:
@@ -220,9 +179,9 @@ def is_gone(named: str) -> bool:
         return True
 
 
-def is_here(named: str) -> bool:
-    """Whether the process that `process` named ran on this machine."""
-    return named.split(" ")[:2] == _host()
+def is_here(identifier: str) -> bool:
+    """Whether the process with this identifier ran on this machine."""
+    return identifier.split(" ")[:2] == _host()
 
 
 def _host() -> list[str]:
@@ -230,14 +189,14 @@ def _host() -> list[str]:
 
 
 def may_have_gpu() -> bool:
-    """Whether TensorFlow could find a GPU; False is certain, for on Linux every driver has one of these files."""
+    """Whether TensorFlow could find a GPU. False is certain: on Linux every GPU driver creates one of these files."""
     files = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, two of its boards, WSL, AMD
     return platform.system() != "Linux" or any(Path("/dev", name).exists() for name in files)
 
 
 @functools.cache
 def processor() -> dict[str, str]:
-    """Model of the processor, and those of its instruction sets that numeric libraries choose their code by."""
+    """Model of the processor, and its instruction sets that select the code of numeric libraries."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

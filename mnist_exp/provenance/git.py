@@ -13,10 +13,10 @@ from typing import NamedTuple
 from mnist_exp.errors import RequestError
 from mnist_exp.redact import is_private, shows_secret
 
-DIFF_LIMIT = 2**20  # bytes
-LEFT_OUT = "# left out: "  # begins a line of a diff that names a file which the diff lacks
+DIFF_LIMIT = 2**20  # bytes of a recorded diff
+LEFT_OUT = "# left out: "  # starts a comment line of a diff, which names a file left out of it
 
-# A git hook exports these to point at its own repository, which need not be the package's.
+# A git hook sets these to its own repository, which may be another one than the package's.
 _REPOSITORY_VARIABLES = {
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -32,9 +32,12 @@ _APPLY_MEMORY = 2**30
 class Code(NamedTuple):
     """State of the checkout that holds the package.
 
-    `commit` is None outside a repository and before its first commit, `branch` also for a detached HEAD.
-    `dirty` is whether there are uncommitted changes, which `diff` holds; None when that is not known.
-    `problems` are lines for the user: why the code of a repository is not recorded, or not wholly.
+    Attributes:
+        commit: None outside a repository and before its first commit.
+        branch: None likewise, and for a detached HEAD.
+        dirty: Whether there are uncommitted changes; None if unknown.
+        diff: The uncommitted changes.
+        problems: Lines for the user that say why the code is not recorded, or only in part.
     """
 
     commit: str | None
@@ -49,7 +52,7 @@ UNKNOWN = Code(None, None, None, "")
 
 @functools.cache
 def own_code(folder: Path) -> Code:
-    """`code_state`, asked once a process: what is edited later does not change what this process computes."""
+    """`code_state`, read once a process, because a later edit does not change what this process computes."""
     return code_state(folder)
 
 
@@ -58,9 +61,9 @@ def code_state(folder: Path) -> Code:
 
     The diff is against HEAD, covers every tracked file and those untracked, not ignored files that lie in
     the package or in `conf` beside it, and restores them with `git apply` (text that is not UTF-8 excepted).
-    Files such as `.env` and keys do not belong to the code. A file whose new lines show a secret is left out; a comment
-    at the top of the diff names it. Beyond `DIFF_LIMIT` bytes it is cut, and its last line says so. Nothing in the
-    repository is written.
+    Files such as `.env` and keys are not recorded. A file whose new lines show a secret is left out, and a comment at
+    the top of the diff names it. A diff of more than `DIFF_LIMIT` bytes is cut, and its last line says so. The
+    repository is only read.
 
     Args:
         folder: The package's folder.
@@ -73,21 +76,21 @@ def code_state(folder: Path) -> Code:
     if {"site-packages", "dist-packages"} & set(folder.parts):
         return UNKNOWN
     try:
-        # Printed only when tracked or at least not ignored: else the repository around us is not ours.
+        # Git prints the file only if it is tracked or not ignored. Otherwise the repository is somebody else's.
         if not _git(folder, "ls-files", "--cached", "--others", "--exclude-standard", "--", "__init__.py"):
             return UNKNOWN
         lines = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")).splitlines()
         top, index = Path(lines[0]), folder / lines[1]
         commit, branch, untracked = _status(top, folder)
     except (OSError, subprocess.SubprocessError) as error:
-        # Without a repository there is nothing to record.
+        # Outside a repository there is nothing to record.
         if "not a git repository" in _reason(error) or not any((place / ".git").exists() for place in folder.parents):
             return UNKNOWN
-        return UNKNOWN._replace(problems=(f"code.commit is not recorded, git cannot tell it: {_line(error)}",))
+        return UNKNOWN._replace(problems=(f"code.commit is not recorded, git failed: {_line(error)}",))
     try:
         diff = _diff(top, index, commit, untracked)
     except (OSError, subprocess.SubprocessError) as error:
-        problem = f"code.diff is not recorded, git cannot tell the changes: {_line(error)}"
+        problem = f"code.diff is not recorded, git failed: {_line(error)}"
         return Code(commit, branch, None, f"# not recorded: {_line(error)}\n", (problem,))
     kept, left_out = _without_secrets(diff)
     problems = [f"code.diff leaves out {name}: it seems to hold a password or a key" for name in left_out]
@@ -153,12 +156,14 @@ def _status(top: Path, folder: Path) -> tuple[str | None, str | None, list[bytes
 
 
 def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) -> bytes:
-    """Changes since `commit` or since nothing, by a copy of the index that knows the untracked files, too."""
+    """Changes since `commit`, or all files without a commit. A copy of the index also lists the untracked files."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "index"
         if index.exists():  # not before the first `git add`
-            shutil.copy2(index, copy)  # with its time, by which git knows files changed right after it
-        # Any object id does, as a file's content is taken from the working tree: so no object is written.
+            shutil.copy2(
+                index, copy
+            )  # with its time stamp, by which git detects files that changed right after it was written
+        # Any object id will do, because git diffs the working tree's content. So no object is written.
         blob = _git(top, "hash-object", "--stdin")
         entries = b"".join(b"100644 %s\t%s\0" % (blob.strip(), path) for path in untracked)
         _git(top, "update-index", "-z", "--index-info", index=copy, stdin=entries)
@@ -169,7 +174,7 @@ def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) ->
 
 
 def _without_secrets(diff: bytes) -> tuple[bytes, list[str]]:
-    """The diff without the files whose new lines show a secret, behind a comment for each; and their names."""
+    """Drops files whose new lines show a secret. Returns the diff, with a comment for each, and their names."""
     kept, left_out = [], []
     for patch in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
         name = patch.partition(b"\n")[0].rpartition(b" b/")[2].decode(errors="replace")
@@ -190,7 +195,7 @@ def _capped(diff: bytes) -> str:
 
 
 def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"", bounded: bool = False) -> bytes:
-    """Output of a git command that asks nothing, pages nothing and leaves the repository as it is.
+    """Runs a git command without prompts, pager or changes to the repository, and returns its output.
 
     With `bounded`, git gets at most `_APPLY_MEMORY` bytes: a binary patch of 1 MB can expand to many gigabytes.
 
@@ -202,7 +207,7 @@ def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes 
     environ |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     if index is not None:
         environ["GIT_INDEX_FILE"] = str(index)
-    # The file-system monitor is a daemon that would outlive us.
+    # The file-system monitor is a daemon that would outlive this process.
     settings = ["-c", "core.quotepath=off", "-c", "core.fsmonitor=false"]
     command = ["git", "--no-pager", "--literal-pathspecs", *settings, *arguments]
     return subprocess.run(
@@ -225,7 +230,7 @@ def _bound() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What git said, or what happened to it."""
+    """What git printed to stderr, or else the exception's text."""
     stderr: bytes | None = getattr(error, "stderr", None)
     return stderr.decode(errors="replace").strip() if stderr else str(error)
 

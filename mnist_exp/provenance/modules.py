@@ -1,6 +1,6 @@
-"""The user's own modules: what a config's targets import besides the standard library, installed packages and this one.
+"""The user's own modules: all that a config's targets import, except Python's, installed packages and this package.
 
-They are found by reading the source, never by importing it. A run keeps their files, `reproduce` puts them back.
+They are found by reading source files, never by importing them. A run records the files, and `reproduce` restores them.
 """
 
 import ast
@@ -25,17 +25,17 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 class UserCode(NamedTuple):
-    """What a run computes with that is the user's own."""
+    """The user's own modules that a run computes with."""
 
-    files: Mapping[str, bytes]  # contents by place: `a.b` is at code/a/b.py, the package `a` at code/a/__init__.py
+    files: Mapping[str, bytes]  # contents by path: module `a.b` at code/a/b.py, package `a` at code/a/__init__.py
     packages: frozenset[str]  # installed packages that these files import, under their import names
 
 
 @functools.cache
 def user_code(targets: frozenset[str]) -> UserCode:
-    """The modules that define targets and all that these import, also inside functions, without executing any of them.
+    """Finds the modules that define targets and all that they import, also inside functions. Nothing is executed.
 
-    A process reads each file once, before it imports it: a later edit does not change what this process computes.
+    A process reads each file once, because a later edit does not change what this process computes.
 
     Args:
         targets: dotted paths of functions or classes.
@@ -64,7 +64,7 @@ def user_code(targets: frozenset[str]) -> UserCode:
 
 
 def recordable(code: UserCode) -> tuple[dict[str, bytes], str]:
-    """Those files that a run keeps, and a line that says why it does not keep the others; empty when it keeps all."""
+    """The files that a run records, and a line that says why others are not recorded; empty if all are."""
     kept = {
         name: content
         for name, content in code.files.items()
@@ -80,7 +80,7 @@ def recordable(code: UserCode) -> tuple[dict[str, bytes], str]:
 
 
 def module_name(file: str) -> str | None:
-    """`a.b` for `code/a/b.py` and for `code/a/b/__init__.py`; None for what is no place of a module."""
+    """`a.b` for `code/a/b.py` and `code/a/b/__init__.py`; None if a module cannot be at that path."""
     folder, *parts = file.removesuffix(".py").split("/")
     if folder != FOLDER or not file.endswith(".py") or len(file) > 150 or not all(map(str.isidentifier, parts)):
         return None
@@ -88,17 +88,17 @@ def module_name(file: str) -> str | None:
 
 
 def changed(files: Mapping[str, bytes]) -> list[str]:
-    """The modules, of those recorded, that are not the same here, or that are not here at all."""
+    """Names of the recorded modules that differ on this machine or are missing."""
     paths = {name: _file(_find(module_name(name) or "")) for name in files}
     differ = (name for name, path in paths.items() if path is None or path.read_bytes() != files[name])
     return sorted(filter(None, map(module_name, differ)))
 
 
 def check(files: Iterable[str]) -> None:
-    """Refuse recorded files that are no modules, or that would hide a module of Python's, an installed one or this one.
+    """Refuses recorded files that are no modules, or that would hide one of Python, an installed package or this one.
 
     Raises:
-        RequestError: naming the first.
+        RequestError: Names the first such file.
     """
     reserved = {*sys.stdlib_module_names, *sys.builtin_module_names, _PACKAGE.name, "hydra_plugins"}
     installed = [place for place in sys.path if _INSTALLED & set(Path(place).parts)]
@@ -125,7 +125,7 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def _find(name: str) -> ModuleSpec | None:
-    """Where a user's module is; None for any other. Unlike `importlib.util.find_spec` this imports no parent."""
+    """The spec of a user's module; None for any other. `importlib.util.find_spec` would import the parent package."""
     parent, _, last = name.rpartition(".")
     try:
         if parent:
@@ -152,7 +152,7 @@ def _find_below(name: str, places: Iterable[str]) -> ModuleSpec | None:
 
 
 def _is_users(spec: ModuleSpec) -> bool:
-    """Whether the module lies neither with Python's nor among the installed packages nor in this one."""
+    """Whether the module belongs neither to Python nor to an installed package nor to this package."""
     if spec.origin in ("built-in", "frozen"):
         return False
     places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
@@ -171,7 +171,7 @@ def _file(spec: ModuleSpec | None) -> Path | None:
 
 
 def _is_installed(name: str) -> bool:
-    """Whether a name is that of a package among the installed ones."""
+    """Whether an installed package has this name."""
     try:
         spec = importlib.util.find_spec(name) if "." not in name else None
     except (ImportError, ValueError):
@@ -181,13 +181,13 @@ def _is_installed(name: str) -> bool:
 
 
 def _imports(content: bytes, package: str) -> Iterator[str]:
-    """Names that a module of `package` may import, anywhere in it; some are functions and not modules."""
+    """Names that a module of `package` imports, at any place; some are names of functions."""
     try:
         nodes = list(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError):
         return
     for name in (name for node in nodes for name in _imported(node)):
-        with suppress(ImportError):  # beyond the top
+        with suppress(ImportError):  # a relative import beyond the top package
             yield importlib.util.resolve_name(name, package or None)
 
 

@@ -27,8 +27,8 @@ class Digests(NamedTuple):
 def package_files(folder: Path) -> dict[str, Digests]:
     """Digests of each *.py file below `folder`, by its path in there.
 
-    A process reads them once, because a later edit does not change what this process computes. This takes 0.15 s of
-    processor time for 3,100 computing lines, nearly all of it for their syntax trees.
+    A process reads them once, because a later edit does not change what this process computes. This takes 0.10 to
+    0.16 s of processor time, nearly all of it for the syntax trees of 3,100 lines that compute.
     """
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
     return {

@@ -286,7 +286,7 @@ def test_a_checkout_without_git_is_unknown_and_says_so(empty_path, checkout_with
     found = code_state(checkout_without_git)
     assert found._replace(problems=()) == UNKNOWN
     (problem,) = found.problems
-    assert problem.startswith("code.commit is not recorded, git cannot tell it: ")
+    assert problem.startswith("code.commit is not recorded, git failed: ")
     assert "'git'" in problem
 
 

@@ -50,7 +50,7 @@ def test_a_repository_that_git_refuses_is_told_to_the_user_once_a_command(option
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "not trained" in done.stderr
-    warning = f"warning: code.commit is not recorded, git cannot tell it: {DUBIOUS}"
+    warning = f"warning: code.commit is not recorded, git failed: {DUBIOUS}"
     assert [line for line in done.stderr.splitlines() if "dubious" in line] == [warning]
 
 
