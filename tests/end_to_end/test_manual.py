@@ -12,7 +12,6 @@ import mlflow
 import numpy as np
 import pytest
 
-from mnist_exp import data
 from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
@@ -143,8 +142,6 @@ def started(words, folder, **given):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(command for page in pages() for command in run(page)))
 def test_command(manual, command):
-    if "data=stripes" in command and not hasattr(data, "arrays_to_dataset"):
-        pytest.xfail("mnist_exp.data.arrays_to_dataset is not there yet")
     code, output = manual[1][command]
     assert code == 0, output
     assert not re.search("^error: ", output, re.MULTILINE), output
