@@ -28,8 +28,7 @@ from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError, first_line
 from mnist_exp.experiment import prepare, run
 from mnist_exp.reproduction.record import resumed
-from mnist_exp.sweep import optuna_search
-from mnist_exp.sweep.jobs import attempt, is_auto, job_failed, load, settle, stopped, warn_unrecorded
+from mnist_exp.sweep.jobs import is_auto, is_stopped, load, resolve_data, retry, stop_others, warn_unrecorded
 from mnist_exp.sweep.reuse import take_finished
 from mnist_exp.sweep.startup import device, import_tensorflow
 from mnist_exp.sweep.summary import abandon_sweep, job_tags
@@ -50,7 +49,7 @@ def job(composed: DictConfig) -> float | list[float]:
         console.complain(f"run {run_name(composed)} failed: {type(error).__name__}: {first_line(error)}")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with _given_folder():
-            job_failed(composed.sweep, composed.tracking)
+            stop_others(composed.sweep, composed.tracking)
         return math.nan
     sys.exit(code)
 
@@ -66,7 +65,7 @@ def _train(config: Config) -> float | list[float]:
     with _given_folder():
         if config.resume is not None:
             config, overrides = resumed(config, overrides)
-        if is_auto(config) and (option := settle(config)) != "mnist":
+        if is_auto(config) and (option := resolve_data(config)) != "mnist":
             console.warn_no_mnist(option)
         dataset = load(config)
         from mnist_exp import tracking
@@ -79,7 +78,7 @@ def _train(config: Config) -> float | list[float]:
         tracking.end_dead_runs(store)
         warn_unrecorded([config])
     else:
-        if stopped(config, store):
+        if is_stopped(config, store):
             return math.nan
         if (known := take_finished(experiment, store, settings.job.num)) is not None:
             return _objective(config, known)
@@ -89,7 +88,7 @@ def _train(config: Config) -> float | list[float]:
 
     preflight.check(config, dataset)
     further = {"tags": tags, "overrides": overrides, **_follower(config)}
-    result = attempt(lambda: run(experiment, store, Path(settings.runtime.output_dir), **further), retries)
+    result = retry(lambda: run(experiment, store, Path(settings.runtime.output_dir), **further), retries)
     return _objective(config, result.metrics)
 
 
@@ -101,7 +100,11 @@ def _given_folder() -> AbstractContextManager[None]:
 
 def _follower(config: Config) -> dict[str, Any]:
     """The Optuna study that may prune the run, as an argument of `experiment.run`."""
-    return {} if config.sweep.trial.id is None else {"follow": optuna_search.pruning(config.sweep)}
+    if config.sweep.trial.id is None:
+        return {}
+    from mnist_exp.sweep import optuna_search  # Optuna takes a second to import
+
+    return {"follow": optuna_search.pruning(config.sweep)}
 
 
 def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[float]:

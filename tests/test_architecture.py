@@ -130,7 +130,7 @@ QUICK = {
     "train",
 }
 # Imported by the worker processes, or once TensorFlow is.
-NOT_QUICK = {"sweep/preflight", "sweep/preloaded"}
+NOT_QUICK = {"sweep/preflight", "sweep/preload", "sweep/optuna_search"}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if place(p) in QUICK and name_of(p) not in NOT_QUICK], ids=name_of)

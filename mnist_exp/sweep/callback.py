@@ -1,4 +1,4 @@
-"""The order of Hydra's events around a multirun."""
+"""Hydra's events around a multirun, in their order."""
 
 import json
 import sys
@@ -16,55 +16,57 @@ from mnist_exp import provenance
 from mnist_exp.config import ConfigError, explain
 from mnist_exp.errors import EXIT_FAILED, EXIT_INVALID, RequestError
 from mnist_exp.redact import redact_file
-from mnist_exp.sweep import processes, search
-from mnist_exp.sweep.jobs import Job, announce, check_data, check_jobs, grid, is_auto, settle, warn_unrecorded
-from mnist_exp.sweep.summary import _open, _say, close_sweep, open_sweep
+from mnist_exp.sweep import jobs, processes, search, startup, summary
 
 
 class SweepCallback(Callback):
-    """Hydra calls this around a multirun. It opens and closes the sweep's own run and tells the jobs about it."""
+    """Checks a multirun before its first job, opens and closes the sweep's own run, passes its id to the jobs."""
 
     folder: Path  # of the sweep, absolute: jobs may have other names and working directories
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check all jobs, settle what data=auto means, open the sweep's run; exit with 2 when a job makes no sense."""
-        given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-        assert isinstance(given, list)
-        HydraConfig.instance().set_config(config)  # Hydra resolves sweep.dir=multirun/${name} outside of jobs too
+        """Checks all jobs, resolves data=auto, opens the sweep's run; exits with 2 if a job is invalid."""
+        HydraConfig.instance().set_config(config)  # Hydra interpolates sweep.dir=multirun/${name} outside of jobs too
         try:
             self.folder = Path(config.hydra.sweep.dir).absolute()
-            shared = _threads(config, given)
-            searched = search.searcher(config, given + shared)
-            expanded = searched.probes() if searched else grid(config, given + shared)
-            jobs = check_jobs(kwargs["config_name"], expanded)
-            settled = {settle(job.config) for job in jobs if is_auto(job.config)}
-            check_data(jobs)
-            processes.import_beside(config.hydra.launcher)
-            from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
-
-            first = jobs[0].config
-            store = tracking.open_store(first.tracking.uri, first.tracking.experiment)
-            for job in jobs:
-                if job.config.init_from is not None:
-                    job.config.init_from = tracking.find_finished(store.uri, job.config.init_from)
-            tracking.end_dead_runs(store)
-            what = "ends of the space" if searched else "runs"
-            announce(jobs, store, here="BasicLauncher" in config.hydra.launcher._target_, what=what)
-            if first.sweep.preflight == "only":
-                sys.exit(0)
-            if searched:  # the values of its jobs are not known yet, their number is
-                jobs = [Job(first, "")] * (searched.remaining() * len(searched.seeds))
-            sweep = open_sweep(jobs, store, searched.keys if searched else frozenset())
+            self._begin(config, kwargs["config_name"])
         except OmegaConfBaseException as error:
-            _leave(ConfigError(explain(error)))
-        except Exception as error:  # noqa: BLE001 - Hydra would make a warning of it and go on
-            _leave(error)
-        _add(config, [*shared, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in settled)])
-        warn_unrecorded([job.config for job in jobs])
-        print(f"sweep {sweep.id}: {len(jobs)} runs", file=sys.stderr, flush=True)
+            _exit(ConfigError(explain(error)))
+        except Exception as error:  # noqa: BLE001 - Hydra would turn it into a warning and go on
+            _exit(error)
+
+    def _begin(self, config: DictConfig, config_name: str) -> None:
+        given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        assert isinstance(given, list)
+        threads = _threads(config, given)
+        asked = search.requested(config, given + threads)
+        checked = jobs.check_jobs(config_name, asked.probes() if asked else jobs.grid(config, given + threads))
+        resolved = {jobs.resolve_data(job.config) for job in checked if jobs.is_auto(job.config)}
+        datasets = jobs.load_all(checked)
+        startup.start_fork_server(config.hydra.launcher)
+        from mnist_exp import tracking  # MLflow takes a second to import, which a mistake above need not wait for
+
+        first = checked[0].config
+        store = tracking.open_store(first.tracking.uri, first.tracking.experiment)
+        for job in checked:
+            if job.config.init_from is not None:
+                job.config.init_from = tracking.find_finished(store.uri, job.config.init_from)
+        tracking.end_dead_runs(store)
+        here, noun = "BasicLauncher" in config.hydra.launcher._target_, "ends of the space" if asked else "runs"
+        jobs.check_models(checked, datasets, store, here=here, noun=noun)
+        if first.sweep.preflight == "only":
+            sys.exit(0)
+        if asked:  # the number of its jobs is known, their values are not
+            planned = [jobs.Job(first, "")] * (asked.remaining() * len(asked.seeds))
+            sweep = summary.open_sweep(planned, store, asked.keys)
+        else:
+            sweep = summary.open_sweep(checked, store)
+        _add_overrides(config, [*threads, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)])
+        jobs.warn_unrecorded([job.config for job in checked])
+        print(f"sweep {sweep.id}: {len(sweep.jobs)} runs", file=sys.stderr, flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remove secrets from the files that Hydra has just written for a job and its sweep."""
+        """Removes secrets from the files that Hydra has just written for a job and its sweep."""
         settings = config.hydra
         files = [self.folder / "multirun.yaml"] if settings.mode == RunMode.MULTIRUN else []
         if settings.output_subdir is not None:
@@ -73,25 +75,25 @@ class SweepCallback(Callback):
             redact_file(path)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the sweep's run with its summary; exit with 1 when a job has no result."""
+        """Closes the sweep's run with its summary; exits with 1 if a job has no result."""
         try:
-            complete = [close_sweep(sweep, "FINISHED", self.folder / "search") for sweep in _open[:]]
+            complete = summary.close_open_sweep("FINISHED", self.folder / "search")
         except Exception as error:  # noqa: BLE001 - as above
-            _say(error)
+            summary.print_error(error)
             sys.exit(EXIT_FAILED)
-        if not all(complete):
+        if not complete:
             sys.exit(EXIT_FAILED)
 
 
 def _threads(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The override that divides the cores among jobs which run side by side, unless their threads are given."""
+    """The override that divides the cores among jobs that run side by side; none if their threads are given."""
     threads = processes.threads_of_a_job(config.hydra.launcher, provenance.cores())
     swept = any(override.startswith("trainer.threads=") for override in overrides)
     return [] if threads is None or swept or config.trainer.threads is not None else [f"trainer.threads={threads}"]
 
 
-def _add(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Add overrides of ours to those of every job, and keep them out of `hydra:job.override_dirname`."""
+def _add_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Adds overrides to those of every job, and excludes them from `hydra:job.override_dirname`."""
     ours = [*(override.partition("=")[0] for override in overrides), "sweep.trial"]
     excluded = ",".join(map(json.dumps, [*config.hydra.job.config.override_dirname.exclude_keys, *ours]))
     with read_write(config.hydra), open_dict(config):
@@ -99,6 +101,6 @@ def _add(config: DictConfig, overrides: Sequence[str]) -> None:
         config.hydra.overrides.hydra += [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
 
 
-def _leave(error: Exception) -> NoReturn:
-    _say(error)
+def _exit(error: Exception) -> NoReturn:
+    summary.print_error(error)
     sys.exit(EXIT_INVALID if isinstance(error, RequestError) else EXIT_FAILED)

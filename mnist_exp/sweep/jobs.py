@@ -1,11 +1,11 @@
-"""The jobs of a multirun: their overrides, their checks, and what one of them does besides its run."""
+"""The jobs of a multirun: expanded from the overrides, checked before the first of them runs, tried again."""
 
 import itertools
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_exp import console, provenance
@@ -25,41 +26,40 @@ from mnist_exp.config import (
     check,
     check_batch,
     explain,
-    run_name,
     targets,
 )
 from mnist_exp.data import Dataset, check_dataset, resolve_auto
 from mnist_exp.errors import RequestError, first_line
 from mnist_exp.experiment import prepare
 from mnist_exp.provenance.modules import recordable, user_code
-from mnist_exp.sweep.reuse import alike_runs, finished
+from mnist_exp.sweep import reuse
 from mnist_exp.sweep.startup import device, import_tensorflow
 
-TELL_SECONDS = 5.0
+PROGRESS_SECONDS = 5.0  # between two lines that show how far the check of the jobs is
 Result = TypeVar("Result")
 
 
 class Job(NamedTuple):
-    """One run that a multirun is to make: its config, and the overrides that set it apart from its siblings."""
+    """One run of a multirun: its config, and the overrides that distinguish it from the other jobs."""
 
     config: Config
     swept: str
 
-    @property
-    def name(self) -> str:
-        """That of its run."""
-        return run_name(self.config)
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parses overrides by Hydra's grammar; of two overrides of one key the later wins."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    return list({o.get_key_element(): o for o in parser.parse_overrides(list(overrides))}.values())
 
 
 def grid(config: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of Hydra's own sweeper; of two overrides of a key the later counts.
+    """The overrides of every job of Hydra's own sweeper.
 
     Raises:
-        RequestError: there is no job, or what is asked for needs a search.
+        RequestError: there is no job, or the overrides need a search.
     """
-    given = [*(f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()), *overrides]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    parsed = {override.get_key_element(): override for override in parser.parse_overrides(given)}.values()
+    params = config.hydra.sweeper.get("params") or {}
+    parsed = parse([*(f"{key}={value}" for key, value in params.items()), *overrides])
     axes = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_discrete_sweep()
@@ -72,40 +72,40 @@ def grid(config: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
         if override.is_interval_sweep():
             raise RequestError(f"{override.input_line} needs a search: hydra/sweeper=random or hydra/sweeper=optuna")
     if config.sweep.seeds != 1:
-        raise RequestError(f"sweep.seeds is for a search; in a grid say 'seed=range({config.sweep.seeds})'")
+        raise RequestError(f"sweep.seeds is for a search; in a grid use 'seed=range({config.sweep.seeds})'")
     return [list(job) for job in itertools.product(*axes)]
 
 
 def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job]:
-    """Compose and check jobs, each given by its overrides.
+    """Composes and checks jobs, each given by its overrides.
 
     Raises:
-        ConfigError: with a line for each mistake that all jobs share, and for each of one job behind its overrides.
+        ConfigError: one line for each mistake; a mistake that not all jobs have follows the overrides of its job.
     """
     jobs, mistakes = [], []
     shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set(overrides[0])
-    before, told = HydraConfig.instance().cfg, time.monotonic()
+    before, printed = HydraConfig.instance().cfg, time.monotonic()
     for number, job in enumerate(overrides):
-        if time.monotonic() > told + TELL_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() > printed + PROGRESS_SECONDS:
+            printed = time.monotonic()
             print(f"preflight: {number} of {len(overrides)} jobs checked", file=sys.stderr, flush=True)
         swept = " ".join(override for override in job if override not in shared)
         try:
-            jobs.append(Job(check(_composed(config_name, job)), swept))
+            jobs.append(Job(check(_compose(config_name, job)), swept))
         except ConfigError as error:
             mistakes += [(swept, line) for line in str(error).splitlines()]
     HydraConfig.instance().cfg = before
     if mistakes:
-        jobs_with = Counter(line for _, line in mistakes)
-        said = [line if jobs_with[line] == len(overrides) else f"{swept}: {line}" for swept, line in mistakes]
-        raise ConfigError("\n".join(dict.fromkeys(said)))
+        counts = Counter(line for _, line in mistakes)
+        lines = [line if counts[line] == len(overrides) else f"{swept}: {line}" for swept, line in mistakes]
+        raise ConfigError("\n".join(dict.fromkeys(lines)))
     return jobs
 
 
-def _composed(config_name: str, job: Sequence[str]) -> DictConfig:
+def _compose(config_name: str, job: Sequence[str]) -> DictConfig:
     try:
         composed = compose(config_name, list(job), return_hydra_config=True)
-    except Exception as error:  # Hydra lets errors of several libraries and plain ValueErrors pass
+    except Exception as error:  # Hydra passes on errors of several libraries and plain ValueErrors
         raise ConfigError(explain(error)) from error
     HydraConfig.instance().set_config(composed)
     with open_dict(composed):
@@ -114,12 +114,12 @@ def _composed(config_name: str, job: Sequence[str]) -> DictConfig:
 
 
 def is_auto(config: Config) -> bool:
-    """Whether the data source is still to be settled."""
+    """Whether the config has `data=auto`, which `resolve_data` replaces."""
     return config.data["_target_"] == "mnist_exp.data.auto"
 
 
-def settle(config: Config) -> str:
-    """Put the concrete source in the place of data=auto; returns its name."""
+def resolve_data(config: Config) -> str:
+    """Replaces `data=auto` by the data set that is available; returns the name of its option."""
     option = config.sweep.data or resolve_auto(config.data.get("path"))
     node = dict(OmegaConf.load(CONF_DIR / "data" / f"{option}.yaml"))
     given = {key: value for key, value in config.data.items() if key in node and value is not None}
@@ -128,10 +128,10 @@ def settle(config: Config) -> str:
 
 
 def load(config: Config) -> Dataset:
-    """Load the data of a config that names a concrete source, print its warnings, refuse a batch that is larger.
+    """Loads the data set of a config and prints its warnings.
 
     Raises:
-        RequestError: the data cannot be used, or not so.
+        RequestError: the data set cannot be used, or a batch is larger than its training set.
     """
     dataset = check_dataset(build(config.data))
     for line in dataset.warnings:
@@ -140,81 +140,72 @@ def load(config: Config) -> Dataset:
     return dataset
 
 
-def check_data(jobs: Sequence[Job]) -> None:
-    """Load what the jobs train on, each kind of it once.
+def load_all(jobs: Sequence[Job]) -> dict[str, Dataset]:
+    """Loads each data set of the jobs once for each batch size; returns them by their config node as JSON.
 
     Raises:
-        ConfigError: with a line for each mistake.
+        ConfigError: one line for each mistake.
     """
+    datasets, mistakes = {}, []
     configs = [job.config for job in jobs]
-    mistakes = []
     for config in {json.dumps([c.data, c.trainer.batch_size]): c for c in configs}.values():
         try:
-            load(config)
+            datasets[json.dumps(config.data)] = load(config)
         except RequestError as error:
             mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return datasets
 
 
-def announce(jobs: Sequence[Job], store: Any, *, here: bool, what: str = "runs") -> None:
-    """Build every model on shapes only, and say what is to come.
+def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: Any, *, here: bool, noun: str) -> None:
+    """Builds each model without its weights, and prints how many runs, parameters, minutes and megabytes are to come.
 
     Args:
-        jobs: all of them.
-        store: says which of them an earlier run has the result of.
-        here: they will be run by this process, and so have its devices.
-        what: they are called.
+        jobs: all jobs of the multirun.
+        datasets: what `load_all` returned for them.
+        store: the `tracking.Store` in which finished runs are looked for.
+        here: whether this machine runs the jobs, so that they get its devices and its memory.
+        noun: `runs` or another word for the jobs.
 
     Raises:
-        ConfigError: with a line for each model or optimizer that cannot be built.
-        DeviceError: this process lacks the devices.
+        ConfigError: one line for each model or optimizer that cannot be built.
+        DeviceError: this machine lacks the devices.
     """
-    kinds = {json.dumps(job.config.data): job.config for job in jobs}
-    datasets = {kind: load(config) for kind, config in kinds.items()}
     missing = []
     for job in jobs:
-        data = datasets[json.dumps(job.config.data)]
-        with suppress(RequestError):  # another machine may have the devices that this one lacks
-            experiment = prepare(job.config, data, device(job.config.trainer))
-            if finished(experiment, alike_runs(experiment, store)) is not None:
+        dataset = datasets[json.dumps(job.config.data)]
+        with suppress(RequestError):  # another machine may have devices that this one lacks
+            experiment = prepare(job.config, dataset, device(job.config.trainer))
+            if reuse.finished(experiment, reuse.alike_runs(experiment, store)) is not None:
                 continue
-        missing.append((job, data))
+        missing.append((job.config, dataset, job.swept))
     before = f", {len(jobs) - len(missing)} of them finished before" if len(missing) < len(jobs) else ""
-    said = f"{len(jobs)} {what}{before}"
+    message = f"{len(jobs)} {noun}{before}"
     if missing:
         import_tensorflow()
         from mnist_exp.sweep import preflight
         from mnist_exp.training import devices
 
-        trainer = missing[0][0].config.trainer
+        trainer = missing[0][0].trainer
         devices.configure(trainer.devices if here else "cpu", trainer.threads or provenance.cores())
-        memory = provenance.memory() if here else None
-        sizes = preflight.models([(job.config, data, job.swept) for job, data in missing], memory)
-        sized = [(job.config, data, size) for (job, data), size in zip(missing, sizes, strict=True)]
+        sizes = preflight.models(missing, provenance.memory() if here else None)
+        sized = [(config, dataset, size) for (config, dataset, _), size in zip(missing, sizes, strict=True)]
         span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
-        said += f"; models of {span} parameters; {preflight.plan(sized, store)}"
-    console.say(f"preflight: {said}", sys.stderr)
+        message += f"; models of {span} parameters; {preflight.plan(sized, store)}"
+    console.say(f"preflight: {message}", sys.stderr)
 
 
 def warn_unrecorded(configs: Sequence[Config]) -> None:
-    """Say, once a command, what of the code its runs cannot record."""
+    """Warns once a command of the code that its runs cannot record."""
     _, lost = recordable(user_code(frozenset().union(*map(targets, configs))))
     for line in (*provenance.own_code(PACKAGE).problems, *([lost] if lost else [])):
         console.warn(line)
 
 
-def stopped(config: Config, store: Any) -> bool:
-    """Whether the sweep of a job has had a failure after which nothing more is to start."""
-    from mnist_exp import tracking
-
-    assert config.sweep.id is not None
-    return config.sweep.on_error == "stop" and tracking.sweep_stopped(store, config.sweep.id)
-
-
-def attempt(train: Callable[[], Result], retries: int) -> Result:
-    """Train, and again up to `retries` times when the memory did not suffice, after all that was kept is freed."""
-    from mnist_exp.training import device_loop
+def retry(train: Callable[[], Result], retries: int) -> Result:
+    """Calls `train`; after an out-of-memory error frees the kept programs and calls again, up to `retries` times."""
+    from mnist_exp.training import device_loop  # imports TensorFlow
     from mnist_exp.training.devices import OUT_OF_MEMORY
 
     for left in reversed(range(retries + 1)):
@@ -224,14 +215,22 @@ def attempt(train: Callable[[], Result], retries: int) -> Result:
             if not left:
                 raise
             console.complain(f"out of memory, trying again: {type(error).__name__}: {first_line(error)}")
-        device_loop.free()  # after the except clause, whose traceback holds what the failed attempt had
+        device_loop.free()  # after the except clause: its traceback refers to the failed attempt's tensors
     raise AssertionError
 
 
-def job_failed(sweep: DictConfig, tracked: DictConfig) -> None:
-    """Do what `sweep.on_error` says."""
+def is_stopped(config: Config, store: Any) -> bool:
+    """Whether `sweep.on_error=stop` and a failure of another job forbid this job to start."""
+    from mnist_exp import tracking  # MLflow takes a second to import
+
+    assert config.sweep.id is not None
+    return config.sweep.on_error == "stop" and tracking.sweep_stopped(store, config.sweep.id)
+
+
+def stop_others(sweep: DictConfig, tracked: DictConfig) -> None:
+    """Keeps the jobs that have not started from starting if `sweep.on_error=stop`; called when a job has failed."""
     if sweep.on_error == "stop":
-        from mnist_exp import tracking
+        from mnist_exp import tracking  # MLflow takes a second to import
 
         try:
             tracking.stop_sweep(tracking.open_store(tracked.uri, tracked.experiment), sweep.id)

@@ -1,4 +1,4 @@
-"""What a sweep would come to, before its first run: every model built on shapes only, its time and its disk space."""
+"""Checks before the first run: builds every model without its weights, estimates memory, time and disk space."""
 
 import json
 import math
@@ -25,15 +25,15 @@ from mnist_exp.errors import RequestError, first_line
 from mnist_exp.tracking import Store, similar_runs
 from mnist_exp.training import devices
 
-BYTES_A_PARAMETER = 16  # a SavedModel holds float32 weights twice, a run two of those: for MLflow and for TF Serving
+BYTES_A_PARAMETER = 16  # a SavedModel holds float32 weights twice; a run has two, for MLflow and for TF Serving
 BYTES_A_RUN = 600_000  # figures, configs, the model's graph and example
 
 
 class Plan(NamedTuple):
-    """What jobs are expected to take, one after the other."""
+    """What jobs are expected to take if they run one after the other."""
 
-    seconds: float  # of those whose like has run before
-    unknown: list[str]  # of which none has
+    seconds: float  # of the jobs for which the store has similar runs
+    unknown: list[str]  # kinds of jobs for which it has none
     bytes: int
 
     def __str__(self) -> str:
@@ -46,24 +46,24 @@ class Plan(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What a model holds."""
+    """The size of a model."""
 
     parameters: int
     outputs: int  # of the largest layer, for one image
 
 
 def models(jobs: Sequence[tuple[Config, Dataset, str]], memory: int | None = None) -> list[int]:
-    """Build the model and the optimizer of each job, each kind of it once, without allocating weights.
+    """Builds the models and optimizers of jobs, each kind once, without allocating weights.
 
     Args:
-        jobs: config, data, and the overrides that set the job apart.
-        memory: bytes of the machine that runs the jobs, if that is known.
+        jobs: for each its config, its data set, and the overrides that distinguish it from the others.
+        memory: bytes of the machine that runs the jobs; None if it is unknown.
 
     Returns:
         The number of parameters of each job's model.
 
     Raises:
-        ConfigError: with a line for each mistake, behind the overrides of the first job that has it.
+        ConfigError: one line for each mistake, after the overrides of the first job that has it.
     """
     counts: list[int] = []
     mistakes: dict[str, list[str]] = {}
@@ -78,9 +78,9 @@ def models(jobs: Sequence[tuple[Config, Dataset, str]], memory: int | None = Non
 
 
 def check(config: Config, dataset: Dataset) -> None:
-    """Refuse a run on this machine whose model or optimizer cannot be built, before the run begins.
+    """Refuses a run on this machine whose model or optimizer cannot be built, before the run begins.
 
-    An exception of a user's own builder is left to the run, which records its traceback.
+    An exception in a user's own builder passes: the run will raise it again and record its traceback.
 
     Raises:
         RequestError: names what cannot be built, or the devices or the memory that are missing.
@@ -95,16 +95,23 @@ def check(config: Config, dataset: Dataset) -> None:
 
 
 def _check_job(config: Config, dataset: Dataset, memory: int | None) -> int:
+    """Checks model, optimizer and memory; returns the number of parameters."""
     settings = config.trainer
     size = _size(json.dumps(config.model), dataset.image_shape, dataset.num_classes, settings.precision)
-    _check_optimizer(
-        json.dumps([config.optimizer, config.schedule]),
-        settings.epochs * -(-len(dataset.train.labels) // settings.batch_size),
-    )
+    steps = settings.epochs * math.ceil(len(dataset.train.labels) / settings.batch_size)
+    _check_optimizer(json.dumps(config.optimizer), json.dumps(config.schedule), steps)
     _check_parts(config, dataset)
     on_cpu = settings.devices.startswith("cpu") or not provenance.may_have_gpu()
-    if memory is not None and on_cpu:
-        _check_memory(size, settings.batch_size, 4 if settings.precision == "float32" else 2, memory)
+    if memory is not None and on_cpu:  # a GPU has a memory of its own
+        # Training holds at least the weights, as many gradients, and the largest layer's outputs for a batch.
+        width = 4 if settings.precision == "float32" else 2
+        needed = 8 * size.parameters + width * settings.batch_size * size.outputs
+        if needed > memory:
+            raise RequestError(
+                f"this model needs at least {needed / 1e9:,.0f} GB, the machine has {memory / 1e9:,.0f}: it has"
+                f" {size.parameters:,} parameters, and its largest layer has {size.outputs:,} outputs for each of the"
+                f" {settings.batch_size:,} images of a batch"
+            )
     return size.parameters
 
 
@@ -112,7 +119,7 @@ _checked: set[str] = set()  # parts of which a job of this process has been chec
 
 
 def _check_parts(config: Config, dataset: Dataset) -> None:
-    """Build the loss, the augmentation, the callbacks and the scores once for all jobs that share them."""
+    """Builds the loss, the augmentation, the callbacks and the scores once for all jobs that share them."""
     parts = json.dumps([config.loss, config.augment, config.callbacks, config.scores, dataset.fingerprint])
     if parts in _checked:
         return
@@ -126,30 +133,18 @@ def _check_parts(config: Config, dataset: Dataset) -> None:
     _checked.add(parts)
 
 
-def _check_memory(size: Size, batch_size: int, width: int, memory: int) -> None:
-    """Training holds at least the weights, as many gradients, and the largest layer's outputs for a batch."""
-    needed = 8 * size.parameters + width * batch_size * size.outputs
-    if needed > memory:
-        raise RequestError(
-            f"this model needs at least {needed / 1e9:,.0f} GB, the machine has {memory / 1e9:,.0f}: it has"
-            f" {size.parameters:,} parameters, and its largest layer has {size.outputs:,} outputs for each of the"
-            f" {batch_size:,} images of a batch"
-        )
-
-
 def _line(mistake: str, swept: Sequence[str]) -> str:
     others = f" (and {len(swept) - 1} more)" if len(swept) > 1 else ""
     return f"{swept[0]}: {mistake}{others}" if swept[0] else mistake + others
 
 
 @cache
-def _size(model: str, image_shape: tuple[int, int, int], classes: int, precision: str) -> Size:
+def _size(model: str, image_shape: tuple[int, int, int], num_classes: int, precision: str) -> Size:
     keras.config.set_dtype_policy(precision)
-    facts = (json.loads(model), image_shape, classes)
     with _explained("the model cannot be built"):
         with suppress(Exception), keras.StatelessScope(initialize_variables=False):
-            return _measure(build_model(*facts))
-        return _measure(build_model(*facts))  # a builder may want real weights, which the scope forbids
+            return _measure(build_model(json.loads(model), image_shape, num_classes))
+        return _measure(build_model(json.loads(model), image_shape, num_classes))  # its builder may need real weights
 
 
 def _measure(model: keras.Model) -> Size:
@@ -161,41 +156,36 @@ def _measure(model: keras.Model) -> Size:
 
 
 @cache
-def _check_optimizer(optimizer_and_schedule: str, steps: int) -> None:
-    optimizer, schedule = json.loads(optimizer_and_schedule)
+def _check_optimizer(optimizer: str, schedule: str, steps: int) -> None:
+    node = json.loads(optimizer)
     with _explained("the optimizer cannot be built"):
-        build_optimizer(optimizer, schedule, steps)
-    if optimizer["_target_"].startswith("keras."):
-        _check_step(json.dumps({**optimizer, "learning_rate": 0.1}))
-
-
-@cache
-def _check_step(optimizer: str) -> None:
-    """Take one step, because Keras rejects some wrong arguments, such as clipnorm=x, only in a step."""
-    with _explained("the optimizer cannot be applied"):
+        build_optimizer(node, json.loads(schedule), steps)
+    if not node["_target_"].startswith("keras."):
+        return
+    with _explained("the optimizer cannot be applied"):  # Keras rejects some arguments, such as clipnorm=x, in a step
         variable = keras.Variable(keras.ops.zeros((2, 2), "float32"), dtype="float32")
-        built = build(json.loads(optimizer))
+        built = build({**node, "learning_rate": 0.1})
         built.build([variable])
         built.scale_loss(keras.ops.zeros(()))
         built.apply([keras.ops.zeros((2, 2), "float32")])
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(problem: str) -> Iterator[None]:
     try:
         yield
     except RequestError:
         raise
     except Exception as error:
-        raise RequestError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+        raise RequestError(f"{problem}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
-    """Estimate what jobs will take, by finished runs of the same model, optimizer, batch size and data.
+    """Estimates time and disk space from finished runs with the same model, optimizer, batch size and data set.
 
     Args:
-        jobs: config, data and number of parameters of each.
-        store: where those runs are looked for.
+        jobs: for each its config, its data set and its number of parameters.
+        store: in which those runs are looked for.
     """
     kinds: dict[tuple[str, str, int, str], list[tuple[int, int]]] = {}
     size = 0
@@ -211,13 +201,13 @@ def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
 
 
 def _is_timed(run: Any) -> bool:
-    """Whether the run recorded what `_seconds` reads: one of an older version may not."""
+    """Whether the run recorded what `_seconds` reads; runs of older versions may not have."""
     metrics = {"parameters", "fit_seconds", "compile_seconds"}
     return metrics <= run.metrics.keys() and "trainer.epochs" in run.params
 
 
 def _seconds(runs: Sequence[Any], epochs: int, parameters: int) -> float:
-    """Median over the runs with models of the nearest size, their training after compilation scaled to `epochs`."""
+    """The median time of the runs whose size is nearest, with their training after compilation scaled to `epochs`."""
     nearest = min((run.metrics["parameters"] for run in runs), key=lambda size: abs(size - parameters))
     times = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""Finished runs whose result a job can take."""
+"""Finds finished runs with the identity of a job, and names what distinguishes runs with the same config."""
 
 import json
 import sys
@@ -53,19 +53,20 @@ def finished(experiment: Experiment, alike: Sequence[Any]) -> Any:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Names the facts in which two runs differ, such as `not the same code, threads (1, now 2)`; empty when in none.
+    """Names the environment factors that distinguish two runs, such as `not the same code, threads (1, now 2)`.
 
-    What an earlier version did not record is called so: it may have been the same.
+    A factor that an earlier version did not record may have been the same: it is named as `no record of`.
+
+    Returns:
+        The text; empty if no factor differs.
     """
     unknown = sorted(now.keys() - before.keys())
-    recorded = {key: now[key] for key in now if key not in unknown}
+    recorded = {key: value for key, value in now.items() if key in before}
     old, new = ({key: value for key, value in flatten(tree).items() if value != {}} for tree in (before, recorded))
-    names = {"source": "code"} | {key: key.removeprefix("versions.") for key in old | new if key != "source"}
-    digests = ("source", "data")
-    changed = [
-        names[key] if key in digests else f"{names[key]} ({old.get(key, 'none')}, now {new.get(key, 'none')})"
-        for key in old | new
-        if old.get(key) != new.get(key)
-    ]
-    said = [f"not the same {', '.join(changed)}"] if changed else []
-    return ", and ".join(said + ([f"no record of {', '.join(unknown)}"] if unknown else []))
+    changed = []
+    for key in old | new:
+        if old.get(key) != new.get(key):
+            values = "" if key in ("source", "data") else f" ({old.get(key, 'none')}, now {new.get(key, 'none')})"
+            changed.append(("code" if key == "source" else key.removeprefix("versions.")) + values)
+    parts = [f"not the same {', '.join(changed)}"] if changed else []
+    return ", and ".join(parts + ([f"no record of {', '.join(unknown)}"] if unknown else []))

@@ -1,48 +1,47 @@
-"""Searching: Hydra sweepers that draw the values of each trial from a space instead of running a whole grid.
+"""Searches: Hydra sweepers that draw the values of each trial from a space instead of running a whole grid.
 
 The space is written as for any multirun (`choice`, `range`, `interval`, `tag(log, interval(...))`).
-`hydra/sweeper=random` needs nothing else; `hydra/sweeper=optuna` asks a study, which is stored and can be continued.
+`hydra/sweeper=random` is here, `hydra/sweeper=optuna` in optuna_search.py; `hydra_plugins` passes Hydra's calls on.
 """
 
 import math
 import sys
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, cast
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
+import numpy as np
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp import console
 from mnist_exp.config import build, explain
 from mnist_exp.errors import RequestError
+from mnist_exp.sweep.jobs import parse
 
-SEARCHES = ("hydra_plugins.mnist_exp.Random", "hydra_plugins.mnist_exp.Optuna")  # Hydra takes plugins from there
+SEARCHES = ("hydra_plugins.mnist_exp.Random", "hydra_plugins.mnist_exp.Optuna")
 
 
 class Axis(NamedTuple):
-    """What one key may be: one of `values`, or with none of those a number from `low` to `high`, both included."""
+    """The values of one key: one of `values`, or if that is empty a number from `low` to `high`, both included."""
 
     key: str
     values: tuple[str, ...] = ()  # as they are written in an override
     low: float = 0
     high: float = 0
-    step: float | None = None  # from one to the next when `values` are evenly spaced numbers
+    step: float | None = None  # distance of neighbours if `values` are evenly spaced numbers
     log: bool = False
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """What stands for the whole axis when a space is checked."""
+        """The values that represent the axis when a space is checked."""
         return self.values or (repr(self.low), repr(self.high))
 
     def draw(self, share: float) -> str:
@@ -52,40 +51,39 @@ class Axis(NamedTuple):
         whole = isinstance(self.low, int)
         low, high = (self.low - 0.5, self.high + 0.5) if whole else (self.low, self.high)
         if self.log:
-            low, high = math.log(low), math.log(high)
-        value = low + (high - low) * share
-        value = math.exp(value) if self.log else value
+            value = math.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
+        else:
+            value = low + (high - low) * share
         return repr(min(max(math.floor(value + 0.5) if whole else value, self.low), self.high))
 
-    def written(self, value: Any) -> str:
-        """A value of the axis as Optuna has it, as it is written in an override."""
+    def write(self, value: Any) -> str:
+        """Writes a value that Optuna chose as it stands in an override."""
         if isinstance(value, str):
             return value
         return repr(value) if self.step is None else self.values[round((value - self.low) / self.step)]
 
 
 def space(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
-    """Part overrides into those that all trials share and the axes; of two with one key the later counts.
+    """Splits overrides into those that all trials share and the axes; of two overrides of one key the later wins.
 
     Raises:
-        RequestError: an axis that cannot be searched, or no axis at all.
+        RequestError: an axis cannot be searched, or there is none.
     """
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    last = {override.get_key_element(): override for override in parser.parse_overrides(list(overrides))}.values()
-    axes = [_axis(override) for override in last if override.is_sweep_override()]
+    parsed = parse(overrides)
+    axes = [_axis(override) for override in parsed if override.is_sweep_override()]
     if not axes:
         raise RequestError(
             "a search needs at least one key with several values, as in model=mlp,residual or "
             "'optimizer.learning_rate=tag(log, interval(1e-4, 1e-1))'"
         )
-    return [override.input_line or "" for override in last if not override.is_sweep_override()], axes
+    return [override.input_line or "" for override in parsed if not override.is_sweep_override()], axes
 
 
 def _axis(override: Override) -> Axis:
     key, sweep = override.get_key_element(), cast(Any, override.value())
     tags: set[str] = getattr(sweep, "tags", set())
     if tags - {"log"} or (tags and not override.is_interval_sweep()):
-        raise RequestError(f"{override.input_line}: the one tag a search knows is log, of an interval")
+        raise RequestError(f"{override.input_line}: the only tag of a search is log, for an interval")
     if override.is_interval_sweep():
         low, high = sweep.start, sweep.end
         if not low < high or (tags and low <= 0):
@@ -103,25 +101,27 @@ def _axis(override: Override) -> Axis:
 
 
 class Trial(NamedTuple):
-    """One point of the space: what its sweeper knows it by, and its overrides."""
+    """One point of the space: its overrides, and the object by which its search knows it."""
 
     handle: Any
     overrides: list[str]
 
 
-class Search(Sweeper):
-    """Launches batches of trials, each of one run or one for each of several seeds; a failed trial is just that.
+class Search(ABC):
+    """Launches batches of trials, each of one run, or of one run for each of several seeds. A trial may fail.
 
     Args:
-        n_trials: points to try in all.
-        n_jobs: trials launched at once; how many run side by side is the launcher's matter.
-        seed: of what is drawn.
+        n_trials: number of points to try.
+        n_jobs: trials launched at once; the launcher decides how many run side by side.
+        seed: of the generator that draws the points.
         params: the space, by key; overrides on the command line win.
+
+    Raises:
+        RequestError: a value is invalid.
     """
 
     def __init__(self, n_trials: int, n_jobs: int, seed: int, params: dict[str, str] | None) -> None:
-        self.n_trials, self.n_jobs, self.seed = n_trials, n_jobs, seed
-        self.params = params or {}
+        self.n_trials, self.n_jobs, self.seed, self.params = n_trials, n_jobs, seed, params or {}
         for key, value, low in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
             if type(value) is not int or value < low:
                 raise RequestError(f"hydra.sweeper.{key} must be a whole number, at least {low}, got {value!r}")
@@ -135,14 +135,14 @@ class Search(Sweeper):
         )
 
     def prepare(self, config: DictConfig, overrides: Sequence[str]) -> None:
-        """Work out what is searched.
+        """Determines the space, the objectives and the seeds.
 
         Args:
-            config: as Hydra composes it for a multirun, without what is swept.
-            overrides: those of the command line.
+            config: the multirun's, as Hydra composes it without the swept values.
+            overrides: of the command line.
 
         Raises:
-            RequestError: it makes no sense.
+            RequestError: the search is invalid.
         """
         self.fixed, self.axes = space([*(f"{key}={value}" for key, value in self.params.items()), *overrides])
         self.objective = list(config.sweep.objective)
@@ -154,60 +154,55 @@ class Search(Sweeper):
 
     @property
     def keys(self) -> frozenset[str]:
-        """What sets one run of the search apart from another."""
+        """The keys whose values distinguish the runs of the search."""
         return frozenset(axis.key for axis in self.axes) | (frozenset(["seed"]) if len(self.seeds) > 1 else frozenset())
 
     def probes(self) -> list[list[str]]:
-        """Jobs that stand for all: each value or end of each axis once, the other axes at their first."""
+        """Jobs to check before the search: each value or end of each axis once, the other axes at their first."""
         first = [f"{axis.key}={axis.ends[0]}" for axis in self.axes]
-        others = [
-            [*first[:i], f"{axis.key}={end}", *first[i + 1 :]]
-            for i, axis in enumerate(self.axes)
-            for end in axis.ends[1:]
-        ]
-        return [[*self.fixed, *chosen] for chosen in (first, *others)]
+        probes = [first]
+        for i, axis in enumerate(self.axes):
+            probes += [[*first[:i], f"{axis.key}={end}", *first[i + 1 :]] for end in axis.ends[1:]]
+        return [[*self.fixed, *probe] for probe in probes]
 
     def remaining(self) -> int:
-        """How many trials are to be run."""
+        """The number of trials to run."""
         return self.n_trials
 
     @abstractmethod
     def ask(self, number: int) -> Trial:
-        """The point to try as the n-th of this command, from 0."""
+        """Chooses the point of this command's n-th trial, from 0."""
 
-    @abstractmethod
-    def tell(self, trial: Trial, values: Sequence[float] | None) -> None:
-        """Take what a trial came to, a value for each objective; None: it failed."""
+    def tell(self, trial: Trial, values: Sequence[float] | None) -> None:  # noqa: B027 - random draws learn nothing
+        """Receives a trial's result, one value for each objective; None means that it failed."""
 
-    def finish(self) -> None:
-        """Called when all trials have run."""
+    def finish(self) -> None:  # noqa: B027
+        """Called after the last trial."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials; called by Hydra."""
+        """Runs the trials; called by Hydra."""
         self.prepare(self.multirun, arguments)
         total, asked, launched = self.remaining(), 0, 0
         while asked < total:
             batch = [self.ask(asked + i) for i in range(min(self.n_jobs, total - asked))]
-            asked += len(batch)
-            jobs = [job for trial in batch for job in self._jobs(trial)]
+            jobs = [job for trial in batch for job in self.jobs_of(trial)]
             results = self._launch(jobs, launched)
             launched += len(jobs)
             for i, trial in enumerate(batch):
                 values = _mean(results[i * len(self.seeds) : (i + 1) * len(self.seeds)], len(self.objective))
                 self.tell(trial, values)
-                said = ("failed",) if values is None else map("{} {:.4g}".format, self.objective, values)
-                console.say(
-                    f"trial {asked - len(batch) + i + 1}/{total}  {' '.join(trial.overrides)}  {'  '.join(said)}",
-                    sys.stderr,
-                )
+                scores = "failed" if values is None else "  ".join(map("{} {:.4g}".format, self.objective, values))
+                console.say(f"trial {asked + i + 1}/{total}  {' '.join(trial.overrides)}  {scores}", sys.stderr)
+            asked += len(batch)
         self.finish()
 
-    def _jobs(self, trial: Trial) -> list[list[str]]:
+    def jobs_of(self, trial: Trial) -> list[list[str]]:
+        """The overrides of each run of a trial."""
         job = [*self.fixed, *trial.overrides]
         return [job] if len(self.seeds) == 1 else [[*job, f"seed={seed}"] for seed in self.seeds]
 
     def _launch(self, jobs: list[list[str]], first: int) -> list[JobReturn | None]:
-        """Launch the jobs that compose; None for each other: a combination of values that no end of an axis showed."""
+        """Launches the jobs; None for a job that does not compose, as no probe had its combination of values."""
         results: list[JobReturn | None] = [None] * len(jobs)
         composed = []
         for i, job in enumerate(jobs):
@@ -222,41 +217,32 @@ class Search(Sweeper):
 
 
 def _mean(results: Sequence[JobReturn | None], objectives: int) -> list[float] | None:
-    """The mean of each objective over a trial's runs; None when a run of them failed."""
-    rows = []
-    for result in results:
-        if result is None or result.status is not JobStatus.COMPLETED:
-            return None
-        value = result.return_value
-        rows.append([value] if isinstance(value, float) else list(value))
+    """The mean of each objective over a trial's runs; None if one of them failed."""
+    if any(result is None or result.status is not JobStatus.COMPLETED for result in results):
+        return None
+    rows = [np.atleast_1d(cast(JobReturn, result).return_value).tolist() for result in results]
     means = [fmean(column) for column in zip(*rows, strict=True)]
     return means if len(means) == objectives and all(map(math.isfinite, means)) else None
 
 
-class Random(Search):
-    """Every axis drawn independently; the n-th trial is a pure function of the seed and n."""
+class RandomSearch(Search):
+    """Draws every axis independently; the n-th trial is a pure function of the seed and n."""
 
     def ask(self, number: int) -> Trial:
-        """Draw a point."""
-        import numpy as np
-
+        """Draws a point."""
         shares = np.random.default_rng([self.seed, number]).random(len(self.axes))
         return Trial(number, [f"{axis.key}={axis.draw(share)}" for axis, share in zip(self.axes, shares, strict=True)])
 
-    def tell(self, trial: Trial, values: Sequence[float] | None) -> None:
-        """Nothing is learnt from it."""
 
-
-def searcher(config: DictConfig, overrides: Sequence[str]) -> Search | None:
-    """The search that a multirun's config asks for, ready to be probed and counted; None where it asks for none.
+def requested(config: DictConfig, overrides: Sequence[str]) -> Search | None:
+    """The search that a multirun's config requests, prepared; None if it requests none.
 
     Raises:
-        RequestError: it makes no sense.
+        RequestError: the search is invalid.
     """
     if config.hydra.sweeper._target_ not in SEARCHES:
         return None
-    node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    assert isinstance(node, dict)
-    search: Search = build({str(key): value for key, value in node.items()})
+    node = cast(dict[str, Any], OmegaConf.to_container(config.hydra.sweeper, resolve=True))
+    search: Search = build(node).search
     search.prepare(config, overrides)
     return search

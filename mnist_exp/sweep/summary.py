@@ -1,4 +1,4 @@
-"""A sweep's own run: begun with the sweep, closed with the table of its jobs."""
+"""The sweep's own run: opened before the first job, closed with the table of all jobs."""
 
 import csv
 import secrets
@@ -14,28 +14,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_exp import console
+from mnist_exp.config import run_name
 from mnist_exp.errors import RequestError
 from mnist_exp.figures.style import COLORS
 from mnist_exp.redact import redact
 from mnist_exp.sweep.jobs import Job
 
 DONE = ("FINISHED", "SKIPPED")
+# MLflow takes a second to import and Matplotlib half a second: the functions below import them when a sweep has begun.
 
 
 class Sweep(NamedTuple):
-    """A multirun under way."""
+    """A multirun that has begun."""
 
     id: str
-    store: Any  # tracking.Store, whose import takes a second
+    store: Any  # tracking.Store
     jobs: Sequence[Job]
-    searched: frozenset[str] = frozenset()  # keys whose values a search chooses as it goes, not told by `jobs`
+    searched: frozenset[str] = frozenset()  # keys whose values a search chooses; `jobs` does not have them
 
 
-_open: list[Sweep] = []  # begun and not closed by this process: Hydra does not tell a callback of Ctrl-C
+_open: list[Sweep] = []  # those of this process: Hydra does not call a callback after Ctrl-C
 
 
 def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = frozenset()) -> Sweep:
-    """Begin the sweep's own run."""
+    """Opens the sweep's own run."""
     from mnist_exp import tracking
 
     sweep = Sweep(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", store, jobs, searched)
@@ -45,29 +47,49 @@ def open_sweep(jobs: Sequence[Job], store: Any, searched: frozenset[str] = froze
     return sweep
 
 
+def close_open_sweep(status: str, extra: Path) -> bool:
+    """Closes the open sweep, if there is one, as `close_sweep` does; returns whether every job has a result."""
+    return all(close_sweep(sweep, status, extra) for sweep in _open[:])
+
+
 def abandon_sweep(status: str) -> bool:
-    """Close the sweep that is open when something ends the command before its time; whether there was one."""
+    """Closes the open sweep when the command ends early, and prints errors; returns whether there was one."""
     abandoned = _open[:]
     for sweep in abandoned:
         try:
             close_sweep(sweep, status)
-        except Exception as error:  # noqa: BLE001 - the command is ending for another reason, which its exit code tells
-            _say(error)
+        except Exception as error:  # noqa: BLE001 - the exit code tells the reason why the command ends
+            print_error(error)
     return bool(abandoned)
 
 
+def print_error(error: Exception) -> None:
+    """Prints one line for an invalid request, a traceback for a bug."""
+    if isinstance(error, RequestError):
+        console.complain(str(error))
+    else:
+        console.print_traceback(error)
+
+
 def job_tags(sweep: str, number: int) -> dict[str, str]:
-    """Tags of the n-th run of a sweep, with a colour unlike its neighbours' in MLflow's charts."""
+    """Tags of the n-th run of a sweep; its colour in MLflow's charts differs from its neighbours'."""
     from mnist_exp import tracking
 
     return tracking.sweep_tags(sweep, number, COLORS[number % len(COLORS)])
 
 
 def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
-    """Print the sweep's table, record it in the sweep's own run and end that; returns whether every job has a result.
+    """Prints the sweep's table, records it in the sweep's own run, and ends that run, also if the rest fails.
 
-    All of it comes from the store, for the jobs may have run in other processes and on other machines; besides what
-    the folder `extra` has, if there is one. If that fails, the sweep's own run is ended all the same.
+    All results come from the store, because other processes and machines may have run the jobs.
+
+    Args:
+        sweep: as `open_sweep` returned it.
+        status: FINISHED, FAILED or KILLED.
+        extra: folder whose files, if it exists, become artifacts of the sweep's own run.
+
+    Returns:
+        Whether every job has a result.
     """
     from mnist_exp import tracking
 
@@ -76,7 +98,7 @@ def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:
         try:
             return _summarize(sweep, status, extra)
         except BaseException:
-            with suppress(tracking.StoreError):  # what went wrong before matters more
+            with suppress(tracking.StoreError):  # the first error matters more
                 tracking.end_sweep(sweep.store, sweep.id, "FAILED" if status == "FINISHED" else status)
             raise
 
@@ -85,16 +107,14 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     from mnist_exp import tracking
 
     tracking.end_dead_runs(sweep.store)  # of workers that were killed
-    if status == "FINISHED":  # so have all jobs: what looks alive on another machine was killed there
+    if status == "FINISHED":  # then all jobs have ended: a run that looks alive was killed on another machine
         tracking.end_left_runs(sweep.store, sweep.id)
     runs = sorted(tracking.sweep_runs(sweep.store, sweep.id), key=lambda run: run.status == "FINISHED")
     last = {number: run for run in runs for number in tracking.job_numbers(run, sweep.id)}  # finished, or last tried
     rows = sorted((_row(sweep, number, last.get(number)) for number in range(len(sweep.jobs))), key=_rank)
     counts = _counts(rows)
-    said = ", ".join(
-        f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count or what == "finished"
-    )
-    title = f"sweep {sweep.id}: {said}"
+    listed = [f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count or kind == "finished"]
+    title = f"sweep {sweep.id}: {', '.join(listed)}"
     console.sweep_table(title, rows)
     print(f"\ncompare them:  {sweep.store.ui_command}\nthen open      {sweep.store.ui_link(sweep.id)}", flush=True)
     note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
@@ -112,7 +132,7 @@ def _row(sweep: Sweep, number: int, run: Any) -> console.SummaryRow:
 
     job = sweep.jobs[number]
     if run is None:
-        return console.SummaryRow(number, job.name, "NOT RUN", job.swept, None, None, None, "")
+        return console.SummaryRow(number, run_name(job.config), "NOT RUN", job.swept, None, None, None, "")
     given = _overrides(run.tags.get("overrides", "")) if sweep.searched else []
     trained = run.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
     return console.SummaryRow(
@@ -128,10 +148,10 @@ def _row(sweep: Sweep, number: int, run: Any) -> console.SummaryRow:
 
 
 def _overrides(tag: str) -> list[str]:
-    """The overrides that a run's tag tells; earlier versions wrote them with bare spaces between them."""
+    """Splits a run's tag `overrides`; earlier versions joined them with spaces and did not quote."""
     try:
         return shlex.split(tag)
-    except ValueError:  # a quotation mark of a value
+    except ValueError:  # an unbalanced quotation mark in a value
         return tag.split()
 
 
@@ -140,26 +160,25 @@ def _rank(row: console.SummaryRow) -> tuple[int, float]:
 
 
 def _counts(rows: Sequence[console.SummaryRow]) -> dict[str, int]:
-    """How many jobs came to what; one that was interrupted counts as failed."""
+    """The number of jobs of each outcome; an interrupted one counts as failed."""
     kinds = {"FINISHED": "finished", "SKIPPED": "skipped", "NOT RUN": "not_run"}
     found = Counter(kinds.get(row.status, "failed") for row in rows)
     return {kind: found[kind] for kind in ("finished", "skipped", "failed", "not_run")}
 
 
 def _write(folder: Path, rows: Sequence[console.SummaryRow], note: str) -> None:
-    """Write the sweep's artifacts."""
-    from mnist_exp.figures import run as plots  # not while mistakes are looked for: Matplotlib takes half a second
+    """Writes the sweep's artifacts."""
+    from mnist_exp.figures import run as plots
 
     (folder / "sweep.md").write_text(note, encoding="utf-8")
     with (folder / "sweep.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(console.SummaryRow._fields)
-        writer.writerows(rows)
+        writer.writerows([console.SummaryRow._fields, *rows])
     scores: dict[str, list[float]] = {}
     for row in rows:
         if row.status in DONE and row.val_accuracy is not None:
-            apart = " ".join(part for part in row.swept.split() if not part.startswith("seed="))
-            scores.setdefault(apart or "all", []).append(row.val_accuracy)
+            setting = " ".join(part for part in row.swept.split() if not part.startswith("seed="))
+            scores.setdefault(setting or "all", []).append(row.val_accuracy)
     if scores:
         plots.sweep(scores).savefig(folder / "sweep.png")
 
@@ -168,15 +187,6 @@ def _markdown(rows: Sequence[console.SummaryRow], experiment_id: str) -> str:
     lines = ["| run | status | swept | val_accuracy | test_accuracy | seconds |", "|---|---|---|--:|--:|--:|"]
     for row in rows:
         link = f"[{row.name}](#/experiments/{experiment_id}/runs/{row.run_id})"  # within MLflow's UI
-        lines.append(
-            "| " + " | ".join((link if row.run_id else row.name, row.status, row.swept, *console.figures(row))) + " |"
-        )
+        cells = (link if row.run_id else row.name, row.status, row.swept, *console.figures(row))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _say(error: Exception) -> None:
-    """Print one line for a problem that the user can mend, a traceback for a bug."""
-    if isinstance(error, RequestError):
-        console.complain(str(error))
-    else:
-        console.print_traceback(error)

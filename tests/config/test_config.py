@@ -112,7 +112,7 @@ def built(group, config):
     if group == "data":
         if jobs.is_auto(config):
             config.sweep.data = "mnist"
-            jobs.settle(config)
+            jobs.resolve_data(config)
         return jobs.load(config).fingerprint
     return str(builders.build_optimizer(config.optimizer, config.schedule, 100).get_config())
 

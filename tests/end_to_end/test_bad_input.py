@@ -169,7 +169,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "-m model=null": ("model=null", "must be a string or a list"),
     # searches
     "-m model.dropout=interval(0,0.5)": ("model.dropout=interval(0,0.5) needs a search: hydra/sweeper=random or",),
-    "-m seed=1 sweep.seeds=3": ("sweep.seeds is for a search; in a grid say 'seed=range(3)'",),
+    "-m seed=1 sweep.seeds=3": ("sweep.seeds is for a search; in a grid use 'seed=range(3)'",),
     "-m hydra/sweeper=random model=mlp": ("a search needs at least one key with several values",),
     "-m hydra/sweeper=random seed=1,2 hydra.sweeper.n_trials=0": ("hydra.sweeper.n_trials must be a whole number, at",),
     "-m hydra/sweeper=random model=mlp,cnn +model.hidden=[3]": (

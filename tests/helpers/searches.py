@@ -40,7 +40,7 @@ def run(folder, scores, *overrides, sweeper="optuna", plots=False):
         config = compose("train", [f"hydra/sweeper={sweeper}", *settings], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-        made = {"random": search.Random, "optuna": optuna_search.Optuna}[sweeper](
+        made = {"random": search.RandomSearch, "optuna": optuna_search.OptunaSearch}[sweeper](
             **{k: v for k, v in node.items() if k != "_target_"}
         )
         made.multirun, made.loader = config, GlobalHydra.instance().config_loader()

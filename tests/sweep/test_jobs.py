@@ -21,12 +21,12 @@ UNTRAINED = """
 import sys
 from mnist_exp import train
 from mnist_exp.errors import RunError
-from mnist_exp.sweep import callback
+from mnist_exp.sweep import jobs
 
 def fail():
     raise RunError("not trained")
 
-train.import_tensorflow, callback.prepare = fail, lambda *_, **__: None
+train.import_tensorflow, jobs.check_models = fail, lambda *_, **__: None
 train.main()
 """
 
@@ -59,7 +59,7 @@ def test_a_repository_that_git_refuses_is_told_to_the_user_once_a_command(option
 )
 def test_only_a_sweep_that_is_to_stop_stops(policy, failed, stops, monkeypatch):
     monkeypatch.setattr(tracking, "sweep_stopped", lambda store, sweep: failed)
-    assert jobs.stopped(check(composed("data=digits", "sweep.id=A", f"sweep.on_error={policy}")), None) is stops
+    assert jobs.is_stopped(check(composed("data=digits", "sweep.id=A", f"sweep.on_error={policy}")), None) is stops
 
 
 SWEEPS = {"activation_depth": 12, "depth_study": 24, "optimizer_lr": 30, "seeds": 10, "tune_cnn": 8, "tune_mlp": 36}
@@ -80,7 +80,7 @@ def test_kept_sweeps_make_sense(name, count):
 
 
 def test_a_long_check_shows_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "PROGRESS_SECONDS", 0.0)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         jobs.check_jobs("train", [["seed=0"], ["seed=1"]])
     assert capsys.readouterr().err.endswith("preflight: 1 of 2 jobs checked\n")
@@ -109,15 +109,15 @@ def test_running_out_of_memory_is_tried_again_and_nothing_else(capsys):
     import tensorflow as tf
 
     exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore")
-    assert jobs.attempt(Training(exhausted, MemoryError("no room")), retries=2) == "result"
+    assert jobs.retry(Training(exhausted, MemoryError("no room")), retries=2) == "result"
     assert capsys.readouterr().err == (
         "error: out of memory, trying again: ResourceExhaustedError: OOM when allocating\n"
         "error: out of memory, trying again: MemoryError: no room\n"
     )
     with pytest.raises(MemoryError):
-        jobs.attempt(Training(MemoryError(), MemoryError()), retries=1)
+        jobs.retry(Training(MemoryError(), MemoryError()), retries=1)
     with pytest.raises(ValueError):
-        jobs.attempt(Training(ValueError()), retries=5)
+        jobs.retry(Training(ValueError()), retries=5)
 
 
 def test_a_second_try_begins_without_the_programs_that_were_kept():
@@ -140,5 +140,5 @@ def test_a_second_try_begins_without_the_programs_that_were_kept():
             raise MemoryError
         return "result"
 
-    assert jobs.attempt(train, retries=1) == "result"
+    assert jobs.retry(train, retries=1) == "result"
     assert found == [(1, False, False), (0, True, True)]

@@ -110,7 +110,7 @@ def test_several_objectives_each_have_their_direction(study, tmp_path):
 @pytest.mark.parametrize(
     ("first", "then", "says"),
     [
-        ([RATE], [RATE, "sweep.objective=[final_val_loss]"], "study=s is to"),
+        ([RATE], [RATE, "sweep.objective=[final_val_loss]"], "study=s has the directions"),
         (["model=mlp,cnn"], ["model=mlp,linear"], "study=s searched another model"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_journal_that_was_cut_anywhere_is_continued(tmp_path):
 
     def study():
         return optuna.create_study(
-            storage=optuna_search._storage(f"journal:{path}"), study_name="s", load_if_exists=True
+            storage=optuna_search.open_storage(f"journal:{path}"), study_name="s", load_if_exists=True
         )
 
     made = study()

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from mnist_exp import tracking
 from mnist_exp.config import CONF_DIR
 from mnist_exp.errors import RequestError
-from mnist_exp.sweep import processes
+from mnist_exp.sweep import processes, startup
 from tests.helpers.commands import SHORT, environment, runs, start, workers
 
 # A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
@@ -77,19 +77,19 @@ def test_a_number_of_processes_that_makes_no_sense_is_refused(n_jobs):
 @pytest.mark.parametrize(("visible", "named"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("GPU-a1", ["GPU-a1"])])
 def test_gpus_are_those_the_process_may_use(monkeypatch, visible, named):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert processes.gpus() == named
+    assert startup.gpus() == named
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
 @pytest.mark.parametrize(("visible", "method"), [("0", "spawn"), ("", "forkserver")])
 def test_workers_are_forked_where_there_is_no_gpu(monkeypatch, visible, method):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert processes.start_method() == method
+    assert startup.start_method() == method
 
 
 # TensorFlow's runtime starts threads, which a fork loses; what else starts one brings it back by itself.
 THREADS = """
-import mnist_exp.sweep.preloaded
+import mnist_exp.sweep.preload
 from pathlib import Path
 from tensorflow.python.eager import context
 threads = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
@@ -109,7 +109,7 @@ def parent(folder, *overrides, count=2):
     """The launcher as Hydra sets it up, for jobs that run `task`, and what it found lost."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", [f"hydra.sweep.dir={folder}", *overrides], return_hydra_config=True)
-        made = processes.Processes(count)
+        made = processes.ProcessLauncher(count)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         made.setup(hydra_context=context, task_function=task, config=config)
     return made
@@ -134,7 +134,9 @@ def tried(folder, seed):
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork server is used there")
 def test_workers_and_their_server_may_be_killed(tmp_path, monkeypatch):
     lost = []
-    monkeypatch.setattr(processes.Processes, "_again", lambda self, given, times: lost.append((given, times)) or True)
+    monkeypatch.setattr(
+        processes.ProcessLauncher, "_report_kill", lambda self, given, times: lost.append((given, times)) or True
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     made = parent(tmp_path)
     (tmp_path / "deadly").touch()
@@ -162,7 +164,7 @@ def test_a_lost_job_is_told_by_its_own_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tracking, "end_dead_runs", ended.append)
     made = parent(tmp_path, "sweep.retries=1")
     given = ["model=linear", "optimizer=sgd", "seed=3", "sweep.retries=1"]
-    assert (made._again(given, 1), made._again(given, 2)) == (True, False)
+    assert (made._report_kill(given, 1), made._report_kill(given, 2)) == (True, False)
     assert capsys.readouterr().err.splitlines() == [
         "error: run linear-sgd-s3 failed: its process was killed, trying again",
         "error: run linear-sgd-s3 failed: its process was killed",
@@ -175,7 +177,7 @@ def test_a_store_that_fails_when_a_job_is_lost_does_not_end_the_others(tmp_path,
         raise tracking.StoreError("tracking.uri=x cannot be used: gone")
 
     monkeypatch.setattr(tracking, "open_store", gone)
-    assert parent(tmp_path)._again(["name=x"], 1)
+    assert parent(tmp_path)._report_kill(["name=x"], 1)
     assert capsys.readouterr().err.splitlines()[1:] == ["error: tracking.uri=x cannot be used: gone"]
 
 

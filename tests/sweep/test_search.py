@@ -46,8 +46,8 @@ def test_an_axis_is_written_as_in_any_multirun(parser, override, axis):
         (["a=1"], "at least one key with several values"),
         (["a=interval(1,0)"], "the interval must rise"),
         (["a=tag(log,interval(0,1))"], "the interval must rise from above 0"),
-        (["a=tag(x,interval(0,1))"], "the one tag a search knows is log"),
-        (["a=tag(log,choice(1,2))"], "the one tag a search knows is log, of an interval"),
+        (["a=tag(x,interval(0,1))"], "the only tag of a search is log"),
+        (["a=tag(log,choice(1,2))"], "the only tag of a search is log, for an interval"),
         (["model=glob(zzz*)"], r"matches no option and no value"),
         (["a=range(3,3)"], r"matches no option and no value"),
     ],
@@ -96,7 +96,7 @@ def test_each_trial_averages_over_seeds(tmp_path):
     given = ("model=mlp,linear", "seed=4", "sweep.seeds=3", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search.Random, "tell", lambda self, trial, values: told.append(values))
+        patch.setattr(search.RandomSearch, "tell", lambda self, trial, values: told.append(values))
         launcher, _ = run(tmp_path, lambda job: scores[job["seed"]], *given, sweeper="random")
     assert [job["seed"] for job in launcher.jobs] == ["4", "5", "6"] * 2
     assert [len(batch) for batch in launcher.batches] == [6]
