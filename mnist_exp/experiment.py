@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import keras
 
     from mnist_exp.tracking import RunLog, Store
-    from mnist_exp.training.evaluation import Evaluation
+    from mnist_exp.training.evaluation import Evaluation, Scores
     from mnist_exp.training.trainer import Execution, Fitted, Training
 
 # Gets an epoch's number, its metrics and the digest of its weights. True ends the training there.
@@ -105,7 +105,7 @@ def run(
         StoreError: the store did not take the run.
     """
     from mnist_exp import builders, tracking
-    from mnist_exp.training import devices, evaluation
+    from mnist_exp.training import devices
 
     config, dataset, name = experiment.config, experiment.dataset, experiment.name
     strategy = devices.configure(config.trainer.devices, experiment.threads)
@@ -126,20 +126,7 @@ def run(
         further = builders.build_scores(config, dataset.num_classes)
         _describe(log, model, training.execution)
         fitted = _fit(experiment, model, training, log, on_epoch)
-        scored = evaluation.evaluate(model, dataset, selection=experiment.selection)
-        final = {
-            "fit_seconds": fitted.seconds,
-            "parameters": float(model.count_params()),
-            "compile_seconds": fitted.compile_seconds,
-            "best_epoch": float(fitted.best_epoch),
-            **scored.metrics,
-            **evaluation.milestones(fitted.history),
-        }
-        failure = None
-        try:
-            final |= evaluation.further_scores(further, dataset, scored)
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything: raised once all is stored
-            failure = error
+        scored, final, failure = _score(experiment, model, fitted, further)
         # Before anything is written or sent that may fail.
         log.metrics(0, final)
         epochs = len(fitted.history["train_loss"])
@@ -226,6 +213,27 @@ def _fit(
             return follow(epoch, values, weights)
 
         return trainer.fit(model, experiment.dataset, training, on_epoch=on_epoch, within_epoch=progress.within_epoch)
+
+
+def _score(
+    experiment: Experiment, model: "keras.Model", fitted: "Fitted", further: "Scores"
+) -> tuple["Evaluation", dict[str, float], Exception | None]:
+    """The evaluation, all final metrics, and the exception of a user's score. The run raises it once all is stored."""
+    from mnist_exp.training import evaluation
+
+    scored = evaluation.evaluate(model, experiment.dataset, selection=experiment.selection)
+    final = {
+        "fit_seconds": fitted.seconds,
+        "parameters": float(model.count_params()),
+        "compile_seconds": fitted.compile_seconds,
+        "best_epoch": float(fitted.best_epoch),
+        **scored.metrics,
+        **evaluation.milestones(fitted.history),
+    }
+    try:
+        return scored, final | evaluation.further_scores(further, experiment.dataset, scored), None
+    except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+        return scored, final, error
 
 
 def _take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:

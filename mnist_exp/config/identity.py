@@ -77,13 +77,12 @@ def option_defaults(group: str, given: Mapping[str, str]) -> tuple[str | None, d
     return None if option == default else option, values
 
 
-def identity(config: Config, facts: Mapping[str, Any]) -> str:
+def identity(config: Config, factors: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of everything that can change a run's result.
 
     Args:
         config: the checked config.
-        facts: the rest: data fingerprint, package source, library versions, threads, device kind; none: of the config
-            alone.
+        factors: environment factors, see `provenance.environment_factors`. Without any: the identity of the config.
     """
-    text = json.dumps({"config": semantic(config), **facts}, sort_keys=True, default=str)
+    text = json.dumps({"config": semantic(config), **factors}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -46,7 +46,7 @@ class TrackingConfig:
 
 @dataclass
 class TrialConfig:
-    """The trial of an Optuna study that a run is when the study may stop it early; set by mnist_exp.sweep.search."""
+    """The Optuna trial of a run that its study may stop early. `mnist_exp.sweep.optuna_search` sets it."""
 
     id: int | None = None
     storage: str | None = None

@@ -36,7 +36,7 @@ for name, case in json.load(sys.stdin).items():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a command leaves it ignored
     faulthandler.dump_traceback_later(case["seconds"], exit=True)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         if case["full"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
@@ -47,21 +47,22 @@ for name, case in json.load(sys.stdin).items():
         except BaseException as error:
             code = repr(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    seconds = time.perf_counter() - began
-    results[name] = (code, out.getvalue(), err.getvalue(), seconds, "tensorflow" in sys.modules)
+    seconds, used = time.perf_counter() - began, time.process_time() - used
+    results[name] = (code, out.getvalue(), err.getvalue(), seconds, "tensorflow" in sys.modules, used)
 faulthandler.cancel_dump_traceback_later()
 Path(home, "results.json").write_text(json.dumps(results))
 """
 
 
 class Said(NamedTuple):
-    """What a command left: exit code, output, how long it took, and whether TensorFlow was imported by then."""
+    """Exit code, output and seconds of a command, and whether TensorFlow was imported by then."""
 
     code: int
     out: str
     err: str
     seconds: float = 0.0
     tensorflow: bool = False
+    processor_seconds: float = 0.0  # other processes of a busy machine do not change it
 
 
 class Case(NamedTuple):
