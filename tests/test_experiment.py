@@ -1,0 +1,46 @@
+"""One experiment: what identifies it, and what is kept when a part of a user's own fails."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mnist_exp import experiment, models, provenance
+from mnist_exp.config import check, identity
+from mnist_exp.experiment import prepare
+from mnist_exp.training import devices
+from tests.helpers.configs import composed
+from tests.helpers.digits import small
+
+
+def test_an_experiment_is_identified_by_its_config_data_threads_and_device():
+    config, dataset = check(composed("data=digits", "trainer.threads=3", "seed=4")), small(50)
+    made = prepare(config, dataset, "cpu")
+    assert (made.name, made.threads, made.selection) == ("mlp-adam-s4", 3, "validation")
+    assert (made.factors["data"], made.factors["threads"], made.factors["device"]) == (dataset.fingerprint, 3, "cpu")
+    assert made.identity == identity(config, made.factors)
+    others = [
+        prepare(config, dataset._replace(fingerprint="other"), "cpu"),
+        prepare(config, dataset, "2 x cpu"),
+        prepare(check(composed("data=digits", "trainer.threads=2", "seed=4")), dataset, "cpu"),
+        prepare(check(composed("data=digits", "trainer.threads=3", "seed=5")), dataset, "cpu"),
+    ]
+    assert len({made.identity, *(other.identity for other in others)}) == 5
+    assert prepare(check(composed("data=digits", "seed=4")), dataset, "cpu").threads == provenance.cores()
+
+
+def test_all_scores_are_kept_when_one_of_a_users_own_fails():
+    def fails(logits, labels):
+        raise ZeroDivisionError("no positives")
+
+    devices.fresh_session(0, "float32")
+    made = prepare(check(composed("data=digits")), small(50), "cpu")
+    history = {"val_accuracy": [0.5, 0.98], "epoch_seconds": [1.0, 2.0]}
+    fitted = SimpleNamespace(seconds=3.0, compile_seconds=1.0, best_epoch=2, history=history)
+    model = models.linear((28, 28, 1), 10)
+    _, whole, failure = experiment._score(made, model, fitted, {"x": lambda logits, labels: {"x": 0.25}})
+    assert failure is None
+    assert (whole["final_val_x"], whole["test_x"], whole["seconds_to_98"]) == (0.25, 0.25, 3.0)
+    _, kept, failure = experiment._score(made, model, fitted, {"x": fails})
+    assert isinstance(failure, ZeroDivisionError)
+    assert kept.keys() == whole.keys() - {"final_val_x", "test_x"}
+    assert kept["test_loss"] == pytest.approx(whole["test_loss"])
