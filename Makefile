@@ -9,8 +9,8 @@ check:  ## lint and types, as CI does first
 	ruff format --check .
 	mypy
 
-test:  ## the default tests, with the branch coverage of this process
-	python -m pytest --cov=mnist_exp --cov-branch --cov-report=term:skip-covered
+test:  ## the default tests, with branch coverage
+	python -m pytest --cov
 
 slow:  ## the tests that take minutes
 	python -m pytest -m slow

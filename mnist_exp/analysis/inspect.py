@@ -66,7 +66,11 @@ def show(uri: str, run: RunInfo) -> Iterator[Block]:
 def unlike_defaults(params: Mapping[str, str]) -> list[str]:
     """Settings that a person chose, as `key=value`: the options that are not the default's, and their changed keys."""
     found = []
-    groups = {key.partition(".")[0] for key in params if key.endswith("._target_")} | {"trainer"}
+    # Of `augment`, earlier versions logged that there was none. Lists of options have no defaults.
+    groups = {
+        key.removesuffix("._target_") for key, text in params.items() if key.endswith("._target_") and text != "None"
+    }
+    groups |= {"trainer"}
     for group in sorted(groups):
         given = {key.partition(".")[2]: text for key, text in params.items() if key.startswith(f"{group}.")}
         option, defaults = option_defaults(group, given)

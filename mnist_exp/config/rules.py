@@ -236,10 +236,7 @@ def _rule_in(group: str, node: Any, key: str) -> Rule | None:
 
 def _mistakes(config: Config) -> Iterator[str]:
     yield from _extras(config)
-    yield from _list_mistakes(config)
-    for group, place, node in nodes(config):
-        yield from _target_mistakes(group, place, node)
-        yield from _value_mistakes(group, place, node)
+    yield from _node_mistakes(config)
     for key, value in flatten(asdict(config)).items():
         rule = _rule(key) if key.partition(".")[0] not in ARGUMENTS else None
         if rule is not None and not rule.holds(value):
@@ -272,11 +269,19 @@ def _value_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
             yield f"{place}.{key} must be {rule.says}, got {value!r}"
 
 
-def _list_mistakes(config: Config) -> Iterator[str]:
-    for group in LISTS:
-        found = getattr(config, group)
-        if not isinstance(found, dict) or not all(re.fullmatch(r"[A-Za-z]\w*", str(key)) for key in found):
-            yield f"{group} must be none or options under keys of their own, as {group}=[a,b] makes; got {found!r}"
+def _node_mistakes(config: Config) -> Iterator[str]:
+    unnamed = {group: found for group in LISTS if not _named(found := getattr(config, group))}
+    for group, found in unnamed.items():
+        yield f"{group} must be none or options under keys of their own, as {group}=[a,b] makes; got {found!r}"
+    for group, place, node in nodes(config):
+        if group not in unnamed:
+            yield from _target_mistakes(group, place, node)
+            yield from _value_mistakes(group, place, node)
+
+
+def _named(found: Any) -> bool:
+    """Whether the options of a group in `LISTS` stand under keys of their own."""
+    return isinstance(found, dict) and all(re.fullmatch(r"[A-Za-z]\w*", str(key)) for key in found)
 
 
 def _target_mistakes(group: str, place: str, node: Any) -> Iterator[str]:

@@ -39,7 +39,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "data=digits data.pth=x": ("'data.pth'", "split_seed, validation"),
     "tracking.url=x": ("'tracking.url'", "experiment, uri"),
     "hydra.nope=3": ("'hydra.nope'", "sweeper"),
-    "+foo=1": ("foo is not a key of the config", "model, optimizer"),
+    "+foo=1": ("foo is not a key of the config", "model, loss, optimizer"),
     "+trainer.steps=1": ("trainer.steps is not a key of the config", "epochs, batch_size"),
     "+model.depth=3": ("model.depth is not a key of mnist_exp.models.mlp", "activation, batch_norm, dropout, hidden"),
     "+optimizer.lr=0.1": ("optimizer.lr is not a key of keras.optimizers.Adam", "learning_rate"),
