@@ -64,7 +64,7 @@ def as_json(board: Board, compared: Sequence[Compared]) -> str:
             "data": part.table.data,
             "fingerprint": part.table.fingerprint,
             "selection": part.table.rows[0].settings.get("selection"),
-            "test_looks": part.table.looks,
+            "test_looks": part.table.test_evaluations,
             "shared": part.table.shared,
             "rows": [_record(part.table, rank, row, board.metric) for rank, row in enumerate(part.table.rows, 1)],
             "pairs": [_pair(v) for v in part.verdicts],

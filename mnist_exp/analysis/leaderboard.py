@@ -1,9 +1,9 @@
-"""From the runs of a store to ranked rows: which runs count, which differ only in seed, what may be ranked together."""
+"""Ranks runs: which of them count, which differ only in seed and form a row, which rows may stand in one table."""
 
 import functools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ ABSENT = "-"
 
 
 class Choice(NamedTuple):
-    """Which runs are meant; what is empty chooses nothing and leaves all. `ids` are beginnings of run ids."""
+    """Which runs to compare. An empty field excludes no run. `ids` are prefixes of run ids."""
 
     sweep: str | None = None
     tags: Mapping[str, str] = {}
     ids: Sequence[str] = ()
-    everything: bool = False  # rather than the newest sweep, when nothing else is said
+    everything: bool = False  # without other fields: all runs, not only the newest sweep
 
 
 class Row(NamedTuple):
@@ -35,15 +35,15 @@ class Row(NamedTuple):
     label: str
     settings: dict[str, str]
     runs: dict[int, RunInfo]  # by seed, the newest of each
-    repeats: int  # older runs of the same seeds: the same bits again are no new evidence
+    repeats: int  # number of older runs of the same seeds; they repeat the same numbers and are not counted
 
     def scores(self, metric: str) -> dict[int, float]:
-        """The metric by seed, where a run has it as a number."""
+        """The metric by seed, without the runs in which it is missing or not finite."""
         found = {seed: run.metrics.get(metric, math.nan) for seed, run in self.runs.items()}
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
     def summary(self, metric: str) -> statistics.Summary | None:
-        """The metric in figures; None when no run has it."""
+        """Mean, spread and interval of the metric; None when no run has it."""
         scores = self.scores(metric)
         return statistics.summarise(list(scores.values()), bounds(metric)) if scores else None
 
@@ -54,32 +54,32 @@ class Table(NamedTuple):
     data: str
     fingerprint: str
     rows: list[Row]
-    named: bool  # whether labels are the runs' own names; else they are the settings that vary
-    varying: list[str]  # settings that tell the rows apart
-    shared: dict[str, str]  # settings that all rows which have them share
-    looks: int  # how often the experiment has looked at these test images
+    named: bool  # whether labels are the names of the runs; otherwise labels are the settings that vary
+    varying: list[str]  # settings in which rows differ
+    shared: dict[str, str]  # settings that are equal in all rows that have them
+    test_evaluations: int  # how often the experiment has scored these test images
 
 
 class Board(NamedTuple):
-    """Everything chosen, ranked by `metric`."""
+    """The chosen runs, ranked by `metric`."""
 
     chosen: str
     metric: str
     tables: list[Table]
-    left_out: dict[str, int]  # runs that do not count, by reason
+    left_out: dict[str, int]  # number of runs that do not count, by reason
 
 
 def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set[str] | None = None) -> Board:
-    """Rank what is chosen of an experiment's runs.
+    """Rank the chosen runs of an experiment.
 
     Args:
         records: all runs of the experiment, newest first.
-        choice: which of them are meant.
-        metric: what ranks; on the validation images.
-        matching: ids of the runs that a filter left; None without one.
+        choice: which of them to compare.
+        metric: ranks the rows; a metric of the validation images.
+        matching: ids of the runs that match a filter; None without a filter.
 
     Raises:
-        RequestError: what is chosen does not exist, or the metric is one of the test set.
+        RequestError: a chosen run or sweep does not exist, or the metric belongs to the test set or to no run.
     """
     if metric.startswith("test_"):
         raise RequestError(f"--metric must not be one of the test set, which would become a validation set: {metric}")
@@ -90,16 +90,15 @@ def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set
     if not good and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
         known = sorted({name for run in chosen for name in run.metrics if not name.startswith("test_")})
         raise RequestError(f"no chosen run has the metric {metric!r}; there are: {', '.join(known) or 'none'}")
-    by_data: dict[tuple[str, str], list[RunInfo]] = {}
+    by_data: dict[tuple[str, str], list[RunInfo]] = defaultdict(list)
     for run in good:
-        key = (run.tags.get("data.fingerprint", "unknown"), run.tags.get("selection", "validation"))
-        by_data.setdefault(key, []).append(run)
+        by_data[run.tags.get("data.fingerprint", "unknown"), run.tags.get("selection", "validation")].append(run)
     tables = [_table(runs, metric, records) for runs in by_data.values()]
     return Board(said, metric, tables, left_out)
 
 
 def choose(records: Sequence[RunInfo], choice: Choice) -> tuple[list[RunInfo], str]:
-    """The records that a choice means, and the choice in words."""
+    """The records that a choice selects, and a description of the choice."""
     runs, said = list(records), []
     for start in choice.ids:
         find(records, start)
@@ -122,20 +121,20 @@ def choose(records: Sequence[RunInfo], choice: Choice) -> tuple[list[RunInfo], s
 
 
 def in_sweep(run: RunInfo, sweep: str) -> bool:
-    """Whether a sweep trained a run, or found it finished and used it."""
+    """Whether a sweep trained the run or reused its result."""
     return run.tags.get("sweep") == sweep or f"sweep.{sweep}" in run.tags
 
 
 def find(records: Iterable[RunInfo], start: str) -> RunInfo:
-    """The run whose id begins like this.
+    """Finds a run by id prefix.
 
     Raises:
-        RequestError: there is none, or more than one.
+        RequestError: no run, or more than one, has this prefix.
     """
     found = [run for run in records if run.run_id.startswith(start)]
     if len(found) != 1:
         which = "no run has" if not found else f"{len(found)} runs have"
-        raise RequestError(f"{which} an id that begins with {start!r}; a run is named by its id or how that begins")
+        raise RequestError(f"{which} an id that begins with {start!r}; name a run by its id or a prefix of it")
     return found[0]
 
 
@@ -151,7 +150,7 @@ def _sort_out(runs: Sequence[RunInfo], metric: str) -> tuple[list[RunInfo], dict
 
 
 def _unfit(run: RunInfo, metric: str) -> str | None:
-    """Why a run does not count; empty for a sweep's own, which nobody would look for here."""
+    """Why a run does not count; None if it counts, empty for the run that only represents a sweep."""
     kind = run.tags.get("kind")
     if kind == "sweep":
         return ""
@@ -169,7 +168,7 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 
 
 def settings(run: RunInfo) -> dict[str, str]:
-    """All that can change a run's result but its seed and data, under the names that people know."""
+    """Everything that can change the result of a run except its seed and data, under familiar names."""
     found = dict(EARLIER)
     for key, value in run.params.items():
         if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
@@ -183,7 +182,7 @@ def settings(run: RunInfo) -> dict[str, str]:
 
 @functools.cache
 def _short(group: str, target: str) -> str:
-    """A target's own name when it is where one looks for it, else all of it."""
+    """The last part of a `_target_` in the usual module of its group, else the whole `_target_`."""
     module, _, name = target.rpartition(".")
     return (
         name
@@ -194,7 +193,7 @@ def _short(group: str, target: str) -> str:
 
 @functools.cache
 def _software(facts: str) -> dict[str, str]:
-    """Source and versions, from the tag `identity.facts`."""
+    """Source digest and versions, from the tag `identity.facts`."""
     found: dict[str, str] = {}
     try:
         tree = json.loads(facts)
@@ -203,15 +202,15 @@ def _software(facts: str) -> dict[str, str]:
     for key, value in tree.items() if isinstance(tree, dict) else ():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": str(text) for name, text in value.items()}
-        elif key not in STAND_INS.values():  # those are in `SETTING_TAGS`, and data have a table each
-            found[key] = str(value)[:12] if key == "source" else str(value)  # a digest needs no more to be told
+        elif key not in STAND_INS.values():  # `SETTING_TAGS` has these, and each data set has its own table
+            found[key] = str(value)[:12] if key == "source" else str(value)  # enough to tell digests apart
     return found
 
 
-def looks(records: Iterable[RunInfo], data: str) -> int:
-    """How often runs have looked at the test images of a data set, whatever became of the runs.
+def test_evaluations(records: Iterable[RunInfo], data: str) -> int:
+    """How often runs have scored the test images of a data set; deleted and failed runs count too.
 
-    Every run scores them once, at its end; one that selects on them has also done so after each epoch.
+    Every run scores them once, at its end. A run that selects on them also scores them after each epoch.
     """
     count = 0
     for run in records:
@@ -224,19 +223,17 @@ def looks(records: Iterable[RunInfo], data: str) -> int:
 
 
 def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> Table:
-    groups: dict[frozenset[tuple[str, str]], list[RunInfo]] = {}
+    groups: dict[frozenset[tuple[str, str]], list[RunInfo]] = defaultdict(list)
     for run in runs:
-        groups.setdefault(frozenset(settings(run).items()), []).append(run)
+        groups[frozenset(settings(run).items())].append(run)
     rows = [dict(key) for key in groups]
     varying, shared = _split(rows)
     found = []
     names = _names(list(groups.values()))
-    labels = names or told(rows, varying)
+    labels = names or setting_labels(rows, varying)
     for label, row, members in zip(labels, rows, groups.values(), strict=True):
-        by_seed: dict[int, RunInfo] = {}
-        for run in members:  # newest first
-            by_seed.setdefault(int(run.params["seed"]), run)
-        ordered = dict(sorted(by_seed.items()))
+        ordered = {int(run.params["seed"]): run for run in reversed(members)}  # oldest first: the newest run stays
+        ordered = dict(sorted(ordered.items()))
         found.append(Row(label, row, ordered, len(members) - len(ordered)))
 
     def rank(row: Row) -> float:
@@ -246,14 +243,14 @@ def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> 
     found.sort(key=rank)
     tags = runs[0].tags
     data, fingerprint = tags.get("data.name", "unknown data"), tags.get("data.fingerprint", "unknown")
-    return Table(data, fingerprint, found, bool(names), varying, shared, looks(records, data))
+    return Table(data, fingerprint, found, bool(names), varying, shared, test_evaluations(records, data))
 
 
 def _split(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, str]]:
-    """Keys in which rows differ, and what is equal in all that have it.
+    """Settings in which rows differ, and the settings that are equal in all rows that have them.
 
-    Keys that some rows lack and the others agree on count as equal (a width that only one of the models has), unless
-    nothing else tells two rows apart.
+    A setting that some rows lack and the others agree on counts as equal (such as a width that only one model has),
+    unless two rows differ in nothing else.
     """
     keys = sorted({key for row in rows for key in row}, key=lambda key: ("." in key, key))
     values = {key: {row[key] for row in rows if key in row} for key in keys}
@@ -271,14 +268,14 @@ def _distinct(rows: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
 
 
 def _names(groups: Sequence[Sequence[RunInfo]]) -> list[str]:
-    """The name that the config gives the runs of each row; nothing unless every row has one of its own."""
+    """The name in the configs of each row's runs; empty unless each row has exactly one name of its own."""
     names = [{run.params.get("name", "") for run in group} for group in groups]
     distinct = len(set.union(*names)) == len(groups) and all(len(name) == 1 for name in names)
     return [name.pop() for name in names] if distinct and {""} not in names else []
 
 
-def told(rows: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
-    """Each row's values of the settings `varying`, as a label."""
+def setting_labels(rows: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
+    """A label for each row: its values of the settings `varying`."""
     short = short_names(varying)
     return [
         " ".join(row[key] if key in GROUPS else f"{short[key]}={row[key]}" for key in varying if key in row) or "all"
@@ -286,25 +283,25 @@ def told(rows: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]
     ]
 
 
-def briefly(table: Table, rows: Sequence[Row]) -> list[str]:
-    """Labels that tell only these rows apart, for where there is little room."""
+def short_labels(table: Table, rows: Sequence[Row]) -> list[str]:
+    """Short labels that distinguish these rows from each other, but not from other rows."""
     if table.named:
         return [row.label for row in rows]
     settings = [row.settings for row in rows]
-    return told(settings, _split(settings)[0])
+    return setting_labels(settings, _split(settings)[0])
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key without its group, where that leaves no doubt."""
+    """Maps each key to its last part, or to itself where two keys share the last part."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     return {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
 def resolve_axis(table: Table, axis: str) -> str:
-    """The setting that an axis names, in full or without its group.
+    """Finds the varying setting with this name, in full or without its group.
 
     Raises:
-        RequestError: no setting of that name varies.
+        RequestError: no setting with this name varies, or several do.
     """
     found = [key for key in table.varying if axis == key] or [
         key for key in table.varying if key.rpartition(".")[2] == axis
@@ -316,32 +313,31 @@ def resolve_axis(table: Table, axis: str) -> str:
 
 
 def along(table: Table, axis: str, metric: str) -> dict[str, dict[tuple[str, ...], dict[int, float]]]:
-    """Scores by value of a setting, then by the other settings, then by seed.
+    """Scores by value of a setting, then by the values of the other settings, then by seed.
 
-    What goes along with the value (as the learning rate does with the optimizer when it was not varied itself) does
-    not count among the others.
+    A setting that follows from `axis` is not one of the others: an optimizer sets its default learning rate, for
+    example.
     """
-    values = {row.settings.get(axis, ABSENT) for row in table.rows}
     others = []
     for key in table.varying:
-        of_value: dict[str, set[str]] = {value: set() for value in values}
+        of_value: dict[str, set[str]] = defaultdict(set)
         for row in table.rows:
             of_value[row.settings.get(axis, ABSENT)].add(row.settings.get(key, ABSENT))
         if any(len(found) > 1 for found in of_value.values()):
             others.append(key)
-    cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = {}
+    cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = defaultdict(dict)
     for row in table.rows:
         cell = tuple(row.settings.get(key, ABSENT) for key in others)
-        cells.setdefault(row.settings.get(axis, ABSENT), {})[cell] = row.scores(metric)
-    return cells
+        cells[row.settings.get(axis, ABSENT)][cell] = row.scores(metric)
+    return dict(cells)
 
 
 def common(
     a: Mapping[tuple[str, ...], Mapping[int, float]], b: Mapping[tuple[str, ...], Mapping[int, float]]
 ) -> tuple[dict[int, float], dict[int, float], int]:
-    """Mean scores by seed over the settings that both have, and how many these are.
+    """Mean scores by seed over the settings that both values were run with, and the number of these settings.
 
-    A seed counts on its side when it has run in all of them: else it would carry the settings it lacks.
+    A seed counts only where it was run with all of these settings, because means over different settings differ.
     """
     cells = [cell for cell in a if cell in b]
 

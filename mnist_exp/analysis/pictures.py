@@ -9,7 +9,7 @@ import numpy as np
 
 from mnist_exp import data, scores, tracking
 from mnist_exp.analysis import predictions, statistics
-from mnist_exp.analysis.leaderboard import Row, Table, briefly, short_names, told
+from mnist_exp.analysis.leaderboard import Row, Table, setting_labels, short_labels, short_names
 from mnist_exp.analysis.predictions import Predictions
 from mnist_exp.analysis.report import Picture, Text
 from mnist_exp.figures import comparison as charts
@@ -32,7 +32,7 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
         StoreError: the store cannot be read.
     """
     noise = statistics.pooled_std([list(row.scores(metric).values()) for row in table.rows])
-    best = dict(zip(briefly(table, table.rows[:MAX_LINES]), table.rows, strict=False))
+    best = dict(zip(short_labels(table, table.rows[:MAX_LINES]), table.rows, strict=False))
     yield from _curves(uri, best, metric, noise)
     yield from _settings(table, metric, noise)
     yield from _costs(table, metric, noise)
@@ -98,12 +98,11 @@ def _numbers(rows: Sequence[Row], key: str) -> set[float]:
 def _lines(table: Table, key: str, metric: str) -> dict[str, list[Point]]:
     """The rows as points by rising values of a setting, a line for each combination of the others."""
     others = [other for other in table.varying if other != key]
-    labels = dict(
-        zip((row.label for row in table.rows), told([row.settings for row in table.rows], others), strict=True)
-    )
+    labels = setting_labels([row.settings for row in table.rows], others)
+    label_of = dict(zip((row.label for row in table.rows), labels, strict=True))
     lines: dict[str, list[Point]] = {}
     for row in sorted(table.rows, key=lambda row: float(row.settings[key])):
-        lines.setdefault(labels[row.label], []).append(_point(row, float(row.settings[key]), metric))
+        lines.setdefault(label_of[row.label], []).append(_point(row, float(row.settings[key]), metric))
     return lines
 
 
@@ -114,7 +113,7 @@ def _costs(table: Table, metric: str, noise: float) -> Iterator[Picture]:
         points = [_point(row, found.mean, metric) for row, found in costs if found is not None]
         front = charts.pareto_front(points, metric)
         on_front = [row for row in table.rows if any(row.label == point.label for point in front)]
-        brief = dict(zip([row.label for row in on_front], briefly(table, on_front), strict=True))
+        brief = dict(zip([row.label for row in on_front], short_labels(table, on_front), strict=True))
         points = [point._replace(label=brief.get(point.label, point.label)) for point in points]
         if len({point.x for point in points}) > 1:
             panels[name] = points

@@ -1,4 +1,4 @@
-"""A comparison as a document of blocks."""
+"""Builds the document of a comparison: headings, paragraphs, tables and pictures."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from mnist_exp.analysis.verdicts import Verdict
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import higher_is_better
 
-MAX_PAIRS = 15  # of more, only those with the best row are written out
+MAX_PAIRS = 15  # of more pairs, the document lists only those with the best row
 
 
 class Heading(NamedTuple):
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
     svg: str
     caption: str
-    on_white: bool = False  # also on a dark page
+    on_white: bool = False  # white background on a dark page too
 
 
 Block = Heading | Text | Grid | Picture
@@ -55,9 +55,10 @@ class Compared(NamedTuple):
 
 
 def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> list[Compared]:
-    """Test the pairs of rows of each table, and along an axis where it varies.
+    """Test the pairs of rows of each table, and the values of `axis` in each table where it varies.
 
-    The correction counts the pairs of all rows: the first `top`, whose verdicts are kept, were chosen by their scores.
+    Only the verdicts of the first `top` rows are kept. The correction counts the pairs of all rows, because the first
+    rows were selected by their scores.
 
     Raises:
         RequestError: the axis varies in no table.
@@ -79,19 +80,19 @@ def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> 
 
 
 def blocks(board: Board, compared: Sequence[Compared], top: int) -> Iterator[Block]:
-    """The document.
+    """The document of a comparison.
 
     Args:
-        board: what was chosen.
-        compared: its tables.
-        top: rows of each table that are written out.
+        board: the chosen runs.
+        compared: the tables of the board.
+        top: how many rows of each table to list.
     """
     runs = sum(len(row.runs) + row.repeats for table in board.tables for row in table.rows)
     yield Text(f"{board.chosen}: {_count(runs, 'run')} in {_count(sum(len(t.rows) for t in board.tables), 'row')}")
     if board.left_out:
         yield Text("left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(board.left_out.items())))
     if len(board.tables) > 1:
-        yield Text("These runs are on different data or splits: a table each, for no score ranks across them.")
+        yield Text("These runs are on different data or splits. Each has its own table, because ranks hold within one.")
     for part in compared:
         yield from _table(part, board.metric, top)
 
@@ -104,14 +105,14 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     yield Text(f"data fingerprint {table.fingerprint[:12]}; equal everywhere: {_settings(table.shared)}")
     yield _leaderboard(table, metric, top)
     if len(table.rows) > top:
-        yield Text(f"{len(table.rows) - top} more rows; the best of many is partly luck")
+        yield Text(f"{len(table.rows) - top} more rows. The best of many rows is partly luck.")
     repeats = sum(row.repeats for row in table.rows)
     if repeats:
-        yield Text(f"{_count(repeats, 'older run')} of a seed that a newer run has too: counted once")
+        yield Text(f"{_count(repeats, 'older run')} not counted, because a newer run has the same seed")
     yield Text(_test_note(table, on_test))
     if part.verdicts:
         yield Heading("Is it real?")
-        yield Text("What is shown holds for other seeds on the same images; other images are another question.")
+        yield Text("These tests generalise to other seeds on the same images, not to other images.")
         yield from _verdicts(part.verdicts, metric)
     if part.axis:
         yield Heading(f"Along {part.axis}")
@@ -129,16 +130,16 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
 
 
 def _test_note(table: Table, on_test: bool) -> str:
-    text = f"This experiment has looked at the test images of {table.data} {table.looks:,} times"
+    text = f"This experiment has evaluated the test images of {table.data} {table.test_evaluations:,} times"
     if on_test:
-        return f"{text}: these runs after every epoch, so that their scores flatter them."
-    return f"{text}; whoever chooses by test scores needs new images."
+        return f"{text}. These runs did so after every epoch and selected on them: their scores are too optimistic."
+    return f"{text}. A choice by test scores needs new test images."
 
 
 def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     scale, unit = _unit(metric)
     short = short_names(table.varying)
-    columns = table.varying if table.named else []  # else the label says it all
+    columns = table.varying if table.named else []  # otherwise the label names them
     header = ["#", "row", *(short[key] for key in columns)]
     header += [metric.removeprefix("final_") + unit, "95 % interval", "std", "seeds", "best", "worst", f"test{unit}"]
     rows = []
@@ -169,18 +170,18 @@ def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
     rows = []
     for v in shown:
         spans = [_span(v.low, v.high, scale), f"{v.effect:.1f}" if math.isfinite(v.effect) else ABSENT]
-        witnesses = [_p(v.permutation), _span(*v.bootstrap, scale) if v.bootstrap else ABSENT]
+        checks = [_p(v.permutation), _span(*v.bootstrap, scale) if v.bootstrap else ABSENT]
         figures = [_number(v.difference, scale, signed=True), *spans, v.test, str(v.n), _p(v.p), _p(v.p_holm)]
-        rows.append([v.first, v.second, *figures, *witnesses])
+        rows.append([v.first, v.second, *figures, *checks])
     yield Grid(header, rows, 2)
     if len(shown) < len(found):
-        yield Text(f"{len(shown)} of the {len(found)} pairs of these rows; --format json has every one")
+        yield Text(f"{len(shown)} of the {len(found)} pairs of these rows; --format json lists all")
     for v in shown:
         yield Text(f"{v.first} vs {v.second}: {v.words}.")
     few = [v.n for v in shown if v.test == "paired t" and 2 / 2**v.n > statistics.ALPHA]
     if few:
         least = 2 / 2 ** min(few)
-        yield Text(f"A permutation of {min(few)} pairs cannot come below p={least:.2g}: the t test decides.")
+        yield Text(f"With {min(few)} pairs a permutation test cannot reach a p below {least:.2g}; the t test decides.")
 
 
 def _times(table: Table, top: int) -> Grid:

@@ -1,9 +1,9 @@
-"""Statistics over seeds: how good a setting is, and whether one is really better than another.
+"""Statistics over seeds: how good a setting is, and whether one setting is better than another.
 
-A sample maps seeds to a score. A handful of seeds decides the choice of methods. The t distribution gives intervals
-and tests that hold what they promise at five seeds, and scores averaged over thousands of images are near enough to
-normal for it. A sign-flip permutation of five pairs knows 2^5 outcomes and can never come below p = 0.0625, and a
-bootstrap of five values is too narrow: both stand beside the t test as its witnesses, neither decides.
+A sample maps seeds to scores. Methods are chosen for about five seeds. Intervals and tests by the t distribution are
+accurate there, because scores averaged over thousands of images are close to normal. A sign-flip permutation of five
+pairs has 2^5 outcomes and never gives p below 0.0625, and a bootstrap of five values is too narrow. Both are shown
+beside the t test as a check; the t test decides.
 """
 
 import math
@@ -14,17 +14,17 @@ import numpy as np
 from scipy import special, stats
 
 LEVEL, ALPHA, POWER = 0.95, 0.05, 0.80
-MAX_SEEDS = 1000  # beyond what anybody runs
-ROUNDING = 1e-12  # as a share of the largest score: a smaller spread or difference is rounding
+MAX_SEEDS = 1000  # more than anybody runs
+ROUNDING = 1e-12  # share of the largest score; smaller spreads and differences are rounding errors
 RESAMPLES = 9999
 
 
 class Untestable(ValueError):
-    """Two samples hold too little information for a test; the message is the reason."""
+    """Two samples cannot be tested; the message says why."""
 
 
 class Summary(NamedTuple):
-    """A sample in figures. `std` and the interval of the mean are NaN for a single value."""
+    """Statistics of a sample; `std` and the interval `low` to `high` of the mean are NaN for a single value."""
 
     n: int
     mean: float
@@ -38,9 +38,9 @@ class Summary(NamedTuple):
 class Difference(NamedTuple):
     """How far the first sample lies above the second.
 
-    `n` counts pairs, or without pairs the seeds of the smaller sample. `p` is two-sided. `effect` is Hedges' g: the
-    difference in units of the standard deviation over seeds. `spread` is the standard deviation of the gaps of
-    pairs, or within the samples when there are no pairs. It is 0 and the interval NaN when all gaps are equal.
+    `n` is the number of pairs, or of the seeds in the smaller sample if unpaired. `p` is two-sided. `effect` is
+    Hedges' g. `spread` is the standard deviation of the pairs' differences, or within the samples if unpaired. If all
+    differences are equal, `spread` is 0 and the interval NaN.
     """
 
     paired: bool
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
 
 
 def summarise(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Summary:
-    """Mean, spread and the 95 % t interval of the mean, both of its ends cut to the bounds of the metric.
+    """Mean, spread and the 95 % t interval of the mean, clipped to the bounds of the metric.
 
     Raises:
         ValueError: there are no values.
@@ -70,9 +70,10 @@ def summarise(values: Sequence[float], bounds: tuple[float, float] = (-math.inf,
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """Test whether two samples differ in their mean: paired by seed when both have the same seeds, else Welch's test.
+    """Test whether two samples differ in their mean: paired by seed if both have the same seeds, else Welch's test.
 
-    Gaps of pairs that are all equal have no t. The count of their signs is then the test, and there is no interval.
+    If all pairs differ by the same amount, t is undefined. A sign test replaces it, without an interval. Written by
+    hand because SciPy's paired test takes 0.8 ms and this 0.04 ms: a sweep of 200 rows has 19,900 pairs.
 
     Raises:
         Untestable: a sample has fewer than two seeds or a score that is not finite, or both have no spread.
@@ -85,7 +86,7 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     (mean_x, var_x), (mean_y, var_y) = _moments(x), _moments(y)
     within, rounding = math.sqrt((var_x + var_y) / 2), ROUNDING * max(map(abs, x + y))
     if within <= rounding:
-        raise Untestable("neither side varies with the seed, so the size of chance is unknown")
+        raise Untestable("neither side varies with the seed, so chance cannot be estimated")
     n, paired = min(len(x), len(y)), a.keys() == b.keys()
     if paired:
         value, variance = _moments([a[seed] - b[seed] for seed in a])
@@ -106,23 +107,23 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and variance; of a handful of values this is ten times as fast as NumPy."""
+    """Mean and variance; for few values ten times as fast as NumPy."""
     mean = math.fsum(values) / len(values)
     return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def pair(a: Mapping[int, float], b: Mapping[int, float]) -> np.ndarray:
-    """The gaps a - b of the seeds that both have, float64 (n,), by rising seed."""
+    """The differences a - b, float64 (n,), of the seeds in both, in order of seeds."""
     return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def permutation(a: Mapping[int, float], b: Mapping[int, float]) -> float:
-    """Two-sided p that the mean gap of pairs is zero, by flipping their signs: all ways up to 13 pairs, else a draw.
+    """Two-sided p of a zero mean difference by flipping signs: all combinations up to 13 pairs, else random ones.
 
     Fisher, The Design of Experiments, 1935, section 21.
     """
     gaps = pair(a, b)
-    # Gaps of equal size must tie exactly, or rounding would decide which arrangements count as extreme.
+    # Equal differences must tie exactly, or rounding errors would decide which combinations count as extreme.
     gaps = np.round(gaps / max(np.abs(gaps).max(), 1e-300), 9)
     found = stats.permutation_test(
         (gaps,),
@@ -135,7 +136,7 @@ def permutation(a: Mapping[int, float], b: Mapping[int, float]) -> float:
 
 
 def bootstrap(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean gap of pairs; of five normal pairs it covers 82 %, of twenty 92 %."""
+    """95 % percentile interval of the mean difference; it covers 82 % for five normal pairs, 92 % for twenty."""
     gaps = pair(a, b)
     draws = np.random.default_rng(0).choice(gaps, (RESAMPLES, len(gaps)))
     low, high = np.quantile(draws.mean(axis=1), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
@@ -143,7 +144,7 @@ def bootstrap(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, fl
 
 
 def hedges_g(value: float, within: float, freedom: int) -> float:
-    """A difference in units of the standard deviation within the samples, corrected for its bias in small ones.
+    """A difference in units of the standard deviation within the samples, corrected for small-sample bias.
 
     Hedges, Distribution theory for Glass's estimator of effect size, 1981.
     """
@@ -153,19 +154,19 @@ def hedges_g(value: float, within: float, freedom: int) -> float:
 
 
 def seeds_to_show(value: float, spread: float, paired: bool, alpha: float = ALPHA) -> int | None:
-    """Seeds on each side that show a difference with a power of 80 %, by the noncentral t distribution.
+    """Seeds per side that detect a difference with a power of 80 %, by the noncentral t distribution.
 
     Args:
-        value: the difference to be shown.
+        value: the difference to detect.
         spread: as in `Difference`.
         paired: whether seeds come in pairs.
-        alpha: what the two-sided p has to fall below.
+        alpha: level of the two-sided test.
 
     Returns:
-        The number, at least 2; None when it is above `MAX_SEEDS`.
+        The number of seeds, at least 2; None above `MAX_SEEDS`.
 
     Raises:
-        ValueError: the spread is 0, which tells nothing of how other seeds vary.
+        ValueError: the spread is 0.
     """
     if spread == 0:
         raise ValueError("need scores that vary, got a spread of 0")
@@ -174,15 +175,15 @@ def seeds_to_show(value: float, spread: float, paired: bool, alpha: float = ALPH
     n = np.arange(2, MAX_SEEDS + 1)
     freedom = n - 1 if paired else 2 * n - 2
     shift = abs(value) / spread * np.sqrt(n if paired else n / 2)
-    # Beyond 30 the power is above 80 % at every n, and SciPy's series no longer converges.
+    # Above 30 the power exceeds 80 % for every n, and SciPy's series does not converge.
     enough = stats.nct.sf(stats.t.ppf(1 - alpha / 2, freedom), freedom, np.minimum(shift, 30)) >= POWER
     return int(n[enough.argmax()]) if enough.any() else None
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjust p values of tests made together, so that a false positive among them all stays below their level.
+    """Adjust p values so that the probability of any false positive among the tests stays below the level.
 
-    Holm, A simple sequentially rejective multiple test procedure, 1979.
+    Holm, A simple sequentially rejective multiple test procedure, 1979. SciPy has no function for it.
     """
     order = np.argsort(p, kind="stable")
     scaled = np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)
@@ -195,24 +196,24 @@ def mcnemar(a_right: np.ndarray, b_right: np.ndarray) -> tuple[int, int, float]:
     """McNemar's exact test of two classifiers on the same images.
 
     Args:
-        a_right: booleans (n,): which images the first one got right.
-        b_right: likewise, of the second.
+        a_right: bool (n,), which images the first classifier got right.
+        b_right: bool (n,), likewise for the second.
 
     Returns:
         Images that only the first got right, only the second, and the two-sided p.
 
     Raises:
-        ValueError: the two are not of one length.
+        ValueError: the lengths differ.
     """
     if a_right.shape != b_right.shape:
         raise ValueError(f"need the same images on both sides, got {len(a_right)} and {len(b_right)}")
     only_a, only_b = int(np.count_nonzero(a_right & ~b_right)), int(np.count_nonzero(~a_right & b_right))
-    # Twice a tail of the binomial distribution; 1 when the two are right on the same images.
+    # `scipy.stats.binomtest` gives the same p in 1.4 ms, this in 0.02 ms; 200 single runs make 19,900 pairs.
     return only_a, only_b, min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def pooled_std(samples: Sequence[Sequence[float]]) -> float:
-    """Standard deviation over seeds, pooled over settings; NaN when none has two seeds."""
+    """Standard deviation over seeds, pooled over settings; NaN if no setting has two seeds."""
     several = [np.asarray(sample, np.float64) for sample in samples if len(sample) > 1]
     if not several:
         return math.nan

@@ -152,7 +152,7 @@ def test_looks_at_the_test_set():
         run(5, tags={"data.name": "digits"}),
         run(6, status="FAILED")._replace(metrics={"val_accuracy": 0.1}),
     ]
-    assert leaderboard.looks(records, "mnist") == 1 + 1 + 1 + (1 + 3)
+    assert leaderboard.test_evaluations(records, "mnist") == 1 + 1 + 1 + (1 + 3)
 
 
 class TestChoice:

@@ -75,7 +75,7 @@ def test_single_runs_beyond_those_shown_count_too():
 @pytest.mark.parametrize("other", [0.8, 0.9])
 def test_rows_that_do_not_vary_with_the_seed_are_not_tested(other):
     (found,) = judged([[0.9, 0.9], [other, other]])
-    assert found.words == "not tested: neither side varies with the seed, so the size of chance is unknown"
+    assert found.words == "not tested: neither side varies with the seed, so chance cannot be estimated"
     assert (found.test, found.permutation, found.bootstrap) == ("none", None, None)
     assert all(map(math.isnan, (found.p, found.p_holm, found.low, found.high, found.effect)))
 
@@ -105,7 +105,7 @@ def test_a_reason_is_never_empty():
     flat = [run(10 * n + s, s, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2) for s in range(2)]
     (board_table,) = leaderboard.board(flat, ALL, METRIC).tables
     (found,) = verdicts.along(board_table, "x.y", METRIC)
-    assert found.words == "not tested: neither side varies with the seed, so the size of chance is unknown"
+    assert found.words == "not tested: neither side varies with the seed, so chance cannot be estimated"
     once = [record for record in grid() if record.params["seed"] == "0"]
     (board_table,) = leaderboard.board(once, ALL, METRIC).tables
     (found,) = verdicts.along(board_table, "optimizer", METRIC)
