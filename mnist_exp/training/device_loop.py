@@ -1,12 +1,11 @@
-"""Many training steps in one compiled program, behind `keras.Model.fit`.
+"""The device loop: many training steps in one compiled program, behind `keras.Model.fit`.
 
-The uint8 images live on the device. Each call of the train function runs a chunk of an epoch as one
-`tf.while_loop` that gathers a batch, takes Keras' own `train_step` and accumulates Keras' own metrics, so that the
-interpreter, the input pipeline and the launch of kernels are paid once a chunk instead of once a step.
+The uint8 images are in the memory of the device. Each call of the train function runs a chunk of an epoch as one
+`tf.while_loop`. A step gathers a batch, takes Keras' own `train_step` and updates Keras' own metrics. So Python, the
+input pipeline and the launch of kernels cost time once a chunk instead of once a step.
 
-A program outlives its run: compiling one takes a second, and TensorFlow never gives back what it has compiled (some
-10 MiB). So programs belong to a twin, a model equal to that of the run in all but its variables, which the run lends
-its state; the next run of an equal model finds it compiled.
+Compiled programs are cached per architecture, because compiling one takes a second and TensorFlow never frees it (some
+10 MiB). A run copies its state into the cached model, trains that, and copies the state back.
 """
 
 import gc
@@ -25,7 +24,7 @@ import tensorflow as tf
 from mnist_exp.data import Split
 
 EVALUATION_BATCH = 1000
-TWINS = 16  # kept at most; a sweep over fewer combinations compiles each of them once
+CACHED = 16  # programs; a sweep over fewer combinations compiles each of them once
 Logs = dict[str, tf.Tensor]  # Keras' running metrics
 Function = Any  # a tf.function
 # An epoch, from 0, to its images and their order, int32 (n,). The same `Split` object as long as the images are equal.
@@ -55,8 +54,8 @@ def chunks(epochs: Epochs, images: int, batch_size: int, longest: int) -> Chunks
     return Chunks(epochs, np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32))
 
 
-class Twin(NamedTuple):
-    """A model, and how to take its steps on batches of images and labels that are chosen by an order."""
+class Programs(NamedTuple):
+    """A model and the functions that take its steps. An order chooses the images of the batches."""
 
     model: keras.Model
     batches: Function  # images, labels, order, first and end step
@@ -66,7 +65,7 @@ class Twin(NamedTuple):
 
 
 @contextmanager
-def resident(
+def device_loop(
     model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Chunks, *, xla: bool
 ) -> Iterator[tuple[keras.Model, float]]:
     """Inside, `fit` of the model that this yields trains on `train`, a chunk a call, and validates on `validation`.
@@ -80,19 +79,19 @@ def resident(
         xla: whether XLA compiles the training steps.
 
     Yields:
-        The model's twin, and the seconds that compiling took.
+        The model to call `fit` on, which is the cached one, and the seconds that compiling took.
     """
     began = time.perf_counter()
     _build_state(model, train)
     evaluation_batch = min(EVALUATION_BATCH, len(validation.labels))
     description = _description(model)
     if description is None:
-        twin = _programs(model, batch_size, evaluation_batch, xla)
+        programs = _programs(model, batch_size, evaluation_batch, xla)
     else:
-        twin = _twin(description, batch_size, evaluation_batch, xla)
-        _build_state(twin.model, train)
-    train_program = _Program(twin.batches, twin.rest, train, batch_size)
-    test_program = _Program(twin.test_batches, twin.test_rest, validation, evaluation_batch)
+        programs = _cached_programs(description, batch_size, evaluation_batch, xla)
+        _build_state(programs.model, train)
+    train_program = _Program(programs.batches, programs.rest, train, batch_size)
+    test_program = _Program(programs.test_batches, programs.test_rest, validation, evaluation_batch)
     everything = validation, np.arange(len(validation.labels), dtype=np.int32)
     with ThreadPoolExecutor(1) as other:  # XLA compiles there while TensorFlow traces here
         compiled = other.submit(train_program.traced())
@@ -103,19 +102,19 @@ def resident(
     compile_seconds = time.perf_counter() - began
 
     def make_train_function(force: bool = False) -> None:
-        twin.model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
+        programs.model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
 
     def make_test_function(force: bool = False) -> None:
-        twin.model.test_function = lambda _: test_program(*everything, 0, test_program.steps)
+        programs.model.test_function = lambda _: test_program(*everything, 0, test_program.steps)
 
-    twin.model.make_train_function, twin.model.make_test_function = make_train_function, make_test_function
-    _copy_state(model, twin.model)
+    programs.model.make_train_function, programs.model.make_test_function = make_train_function, make_test_function
+    _copy_state(model, programs.model)
     try:
-        yield twin.model, compile_seconds
+        yield programs.model, compile_seconds
     finally:
-        _copy_state(twin.model, model)
-        del twin.model.make_train_function, twin.model.make_test_function
-        twin.model.train_function = twin.model.test_function = None
+        _copy_state(programs.model, model)
+        del programs.model.make_train_function, programs.model.make_test_function
+        programs.model.train_function = programs.model.test_function = None
 
 
 def state(model: keras.Model) -> list[keras.Variable]:
@@ -146,7 +145,7 @@ def _description(model: keras.Model) -> str | None:
     """
     scaled = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # inside of Keras' LossScaleOptimizer
     losses = [model.loss] if isinstance(model.loss, keras.Loss) else []  # a text names one of Keras' own
-    if not all(map(_told, (model.optimizer, scaled, *losses, *model._flatten_layers()))):
+    if not all(map(_is_known, (model.optimizer, scaled, *losses, *model._flatten_layers()))):
         return None
     tree = json.loads(model.to_json())
     optimizer = tree["compile_config"]["optimizer"]["config"]
@@ -156,21 +155,21 @@ def _description(model: keras.Model) -> str | None:
     return json.dumps(tree, sort_keys=True)
 
 
-def _told(part: Any) -> bool:
-    """Whether a layer or optimizer, and each function and object that it calls, is Keras' or ours."""
+def _is_known(part: Any) -> bool:
+    """Whether a layer, loss or optimizer, and each function and object that it calls, is from Keras or this package."""
     called = [type(part), *filter(callable, vars(part).values())]
     excluded = getattr(part, "_exclude_from_weight_decay", None)  # of an optimizer; its JSON leaves it out
     return not excluded and all(c.__module__.partition(".")[0] in ("keras", "mnist_exp") for c in called)
 
 
-@lru_cache(maxsize=TWINS)
-def _twin(description: str, batch_size: int, evaluation_batch: int, xla: bool) -> Twin:
+@lru_cache(maxsize=CACHED)
+def _cached_programs(description: str, batch_size: int, evaluation_batch: int, xla: bool) -> Programs:
     return _programs(keras.models.model_from_json(description), batch_size, evaluation_batch, xla)
 
 
 def free() -> None:
     """Free the models of all cached programs, with their optimizers' slots, and what else Keras keeps of them."""
-    _twin.cache_clear()
+    _cached_programs.cache_clear()
     keras.backend.clear_session()
     gc.collect()  # models are parts of reference cycles
 
@@ -181,9 +180,9 @@ def _copy_state(source: keras.Model, target: keras.Model) -> None:
             theirs.assign(ours)
 
 
-def _programs(model: keras.Model, batch_size: int, evaluation_batch: int, xla: bool) -> Twin:
+def _programs(model: keras.Model, batch_size: int, evaluation_batch: int, xla: bool) -> Programs:
     # Validating is a fiftieth of the work: compiling it by XLA would cost more than it gains.
-    return Twin(
+    return Programs(
         model, *_loop(model, model.train_step, batch_size, xla), *_loop(model, model.test_step, evaluation_batch, False)
     )
 

@@ -18,7 +18,7 @@ from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.training import checkpoint
 from mnist_exp.training.augmentation import Augmentation
-from mnist_exp.training.device_loop import EVALUATION_BATCH, Epochs, build_optimizer_state, chunks, resident, state
+from mnist_exp.training.device_loop import EVALUATION_BATCH, Epochs, build_optimizer_state, chunks, device_loop, state
 
 OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
@@ -186,7 +186,7 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
     epochs = _epochs(train, training.seed, training.augmentation)
     if training.execution.name == "resident":
         cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
-        with resident(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
+        with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
             numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
             yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
     else:

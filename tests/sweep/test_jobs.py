@@ -127,7 +127,7 @@ def test_a_second_try_begins_without_the_programs_that_were_kept():
 
     model = keras.Sequential([keras.Input((28, 28, 1), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile("adam", "mse")
-    kept = device_loop._twin(device_loop._description(model), 128, 1000, False)
+    kept = device_loop._cached_programs(device_loop._description(model), 128, 1000, False)
     kept.model.optimizer.build(kept.model.trainable_variables)
     weights = weakref.ref(kept.model.layers[-1].kernel)
     slots = weakref.ref(kept.model.optimizer.variables[-1])
@@ -135,7 +135,7 @@ def test_a_second_try_begins_without_the_programs_that_were_kept():
     found = []
 
     def train():
-        found.append((device_loop._twin.cache_info().currsize, weights() is None, slots() is None))
+        found.append((device_loop._cached_programs.cache_info().currsize, weights() is None, slots() is None))
         if len(found) == 1:
             raise MemoryError
         return "result"

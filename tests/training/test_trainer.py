@@ -142,19 +142,19 @@ def test_same_seed_same_bits_also_after_another_run_in_between():
     assert first[1] != other[1]
 
 
-def twins():
-    return device_loop._twin.cache_info()
+def programs():
+    return device_loop._cached_programs.cache_info()
 
 
 @pytest.mark.parametrize("name", ["adam", pytest.param("sgd_ema", marks=pytest.mark.slow)])
 def test_an_equal_model_finds_its_programs_compiled_and_gets_the_same_bits(name):
     make = OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.002))
-    device_loop._twin.cache_clear()
+    device_loop._cached_programs.cache_clear()
     alone = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
-    device_loop._twin.cache_clear()
+    device_loop._cached_programs.cache_clear()
     train(RESIDENT, lambda: mlp(dropout=0.1), OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.001)), seed=2)
     second = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
-    assert (twins().misses, twins().hits) == (1, 1)
+    assert (programs().misses, programs().hits) == (1, 1)
     assert second[1] == alone[1]
     assert all(np.array_equal(a, b) for a, b in zip(alone[2], second[2], strict=True))
 
@@ -189,9 +189,9 @@ def test_parts_of_a_users_own_are_compiled_anew(layer):
         images, pixels = layers.scaled_input((28, 28, 1))
         return layers.classifier(images, layer()(keras.layers.Flatten()(pixels)), 10)
 
-    before = twins()
+    before = programs()
     first, second = (train(RESIDENT, build, OPTIMIZERS["sgd"], epochs=1) for _ in range(2))
-    assert twins() == before
+    assert programs() == before
     assert first[1] == second[1]
 
 
