@@ -537,32 +537,40 @@ print(json.dumps(found))
 """
 
 
-def test_any_number_of_images_on_any_number_of_devices_is_as_on_one():
-    """Numbers of training and validation images and batch sizes that 2 or 3 devices cannot divide."""
-    sizes = [(1, 1, 1, "float32"), (2, 3, 2, "float32"), (65, 287, 32, "float32"), (101, 2, 50, "float32")]
-    sizes.append((65, 2, 32, "mixed_float16"))
+ANY = [(1, 1, 1, "float32"), (2, 3, 2, "float32"), (65, 287, 32, "float32"), (101, 2, 50, "float32")]
+ANY.append((65, 2, 32, "mixed_float16"))
 
-    def run(replicas):
-        command = [sys.executable, "-c", SIZES, str(replicas), json.dumps(sizes)]
+
+@pytest.mark.parametrize(
+    ("replicas", "sizes"),
+    [
+        pytest.param(2, [ANY[0], ANY[2]], id="2-some"),
+        pytest.param(2, ANY, marks=pytest.mark.slow, id="2-all"),
+        pytest.param(3, ANY, marks=pytest.mark.slow, id="3-all"),
+    ],
+)
+def test_any_number_of_images_on_any_number_of_devices_is_as_on_one(replicas, sizes):
+    """Numbers of training and validation images and batch sizes that 2 or 3 devices cannot divide."""
+
+    def run(devices):
+        command = [sys.executable, "-c", SIZES, str(devices), json.dumps(sizes)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    one = run(1)
-    for replicas in (2, 3):
-        for ours, theirs, size in zip(run(replicas), one, sizes, strict=True):
-            said, exact = f"{replicas} devices, {size}", size[3] == "float32"
-            for metric, rtol in (
-                ("val_loss", 1e-6),
-                ("val_accuracy", 1e-6),
-                ("train_loss", 1e-5),
-                ("train_accuracy", 1e-6),
-            ):
-                rtol = rtol if exact else 0.02
-                np.testing.assert_allclose(ours[0][metric], theirs[0][metric], rtol=rtol, err_msg=said)
-            for a, b in zip(ours[1], theirs[1], strict=True):
-                np.testing.assert_allclose(a, b, atol=1e-6 if exact else 1e-3, err_msg=said)
-            np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5 if exact else 0.05, err_msg=said)
+    for ours, theirs, size in zip(run(replicas), run(1), sizes, strict=True):
+        said, exact = f"{replicas} devices, {size}", size[3] == "float32"
+        for metric, rtol in (
+            ("val_loss", 1e-6),
+            ("val_accuracy", 1e-6),
+            ("train_loss", 1e-5),
+            ("train_accuracy", 1e-6),
+        ):
+            rtol = rtol if exact else 0.02
+            np.testing.assert_allclose(ours[0][metric], theirs[0][metric], rtol=rtol, err_msg=said)
+        for a, b in zip(ours[1], theirs[1], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6 if exact else 1e-3, err_msg=said)
+        np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5 if exact else 0.05, err_msg=said)
 
 
 PRODUCT = """
