@@ -329,12 +329,12 @@ def test_another_value_is_found_and_named(key, was, becomes, named, original, tm
 def test_another_line_of_a_model_is_found_and_named(original, tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "mnist_exp", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(CONF_DIR, tmp_path / "conf", dirs_exist_ok=True)
-    models = tmp_path / "mnist_exp" / "models.py"
+    models = tmp_path / "mnist_exp" / "models" / "layers.py"
     assert "Rescaling(1 / 255)" in models.read_text()
     models.write_text(models.read_text().replace("Rescaling(1 / 255)", "Rescaling(1 / 256)"))
     code, out, _ = python(original, REPRODUCE, "mine-s0", path=tmp_path)
     assert code == 1
-    assert out.splitlines()[1] == "  differs: package source: models.py"
+    assert out.splitlines()[1] == "  differs: package source: models/layers.py"
     assert "\nfirst difference: epoch 1: " in out
 
 
