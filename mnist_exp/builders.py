@@ -1,7 +1,8 @@
 """Builds what a config names, and refuses objects that break a group's contract before the training begins."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,17 @@ from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.evaluation import Scores
 
 TAKEN = {"loss", "accuracy", "calibration_error"}  # scores that every run has
+
+
+@contextmanager
+def explained(problem: str) -> Iterator[None]:
+    """Turns any exception of a target into a RequestError that begins with `problem`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise RequestError(f"{problem}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def build_model(node: Mapping[str, Any], image_shape: Shape, num_classes: int) -> keras.Model:
@@ -121,12 +133,8 @@ def build_scores(config: Config, num_classes: int) -> Scores:
     labels = np.arange(4 * num_classes) % num_classes
     logits = np.random.default_rng(0).standard_normal((len(labels), num_classes)).astype(np.float32)
     for key, score in found.items():
-        try:
+        with explained(f"scores.{key} fails"):
             score(logits, labels)
-        except RequestError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            raise RequestError(f"scores.{key} fails: {type(error).__name__}: {first_line(error)}") from error
     return found
 
 

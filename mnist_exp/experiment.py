@@ -43,16 +43,13 @@ class Experiment(NamedTuple):
     threads: int
     user_code: UserCode
     factors: Mapping[str, Any]  # environment factors: what can change the result besides the config
+    identity: str  # SHA-256 (hex) of config and factors. Runs of equal identity have equal results
+    config_identity: str  # the same of the config alone
 
     @property
     def selection(self) -> str:
         """The images that runs are selected on: `validation`, or `test` if the test set is used for it."""
         return "test" if self.config.data["validation"] == "test" else "validation"
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 (hex) of the config and the environment factors. Runs of equal identity have equal results."""
-        return identity(self.config, self.factors)
 
 
 class Result(NamedTuple):
@@ -73,7 +70,8 @@ def prepare(config: Config, dataset: Dataset, device: str) -> Experiment:
     threads = config.trainer.threads or provenance.cores()
     own = user_code(targets(config))
     factors = provenance.environment_factors(PACKAGE, own, dataset.fingerprint, threads, device)
-    return Experiment(config, dataset, run_name(config), threads, own, factors)
+    identities = identity(config, factors), identity(config, {})
+    return Experiment(config, dataset, run_name(config), threads, own, factors, *identities)
 
 
 @contextmanager
@@ -145,7 +143,7 @@ def _tags(experiment: Experiment, code: provenance.Code) -> dict[str, str]:
     return {
         "kind": "run",
         "identity": experiment.identity,
-        "identity.config": identity(config, {}),
+        "identity.config": experiment.config_identity,
         "identity.facts": json.dumps(factors),
         "data.name": dataset.name,
         "data.fingerprint": dataset.fingerprint,
@@ -282,7 +280,7 @@ def _write_results(folder: Path, experiment: Experiment, fitted: "Fitted", score
     labels, classes = dataset.test.labels, dataset.class_names
     confusion = scores.confusion_matrix(labels, test_logits.argmax(axis=1), dataset.num_classes)
     np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
-    # Not metrics: thirty charts of one bar each would hide the curves in MLflow's view.
+    # Not logged as metrics: MLflow would draw thirty charts of one bar each, between which the curves are lost.
     figures = scores.per_class(confusion)
     table = np.column_stack([np.arange(dataset.num_classes), confusion.sum(axis=1), *figures.values()])
     header = ",".join(("class", "images", *figures))

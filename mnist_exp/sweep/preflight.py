@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ from mnist_exp.builders import (
     build_model,
     build_optimizer,
     build_scores,
+    explained,
 )
 from mnist_exp.config import Config, ConfigError, build, targets
 from mnist_exp.data import Dataset
-from mnist_exp.errors import RequestError, first_line
+from mnist_exp.errors import RequestError
 from mnist_exp.tracking import Store, similar_runs
 from mnist_exp.training import devices
 
@@ -123,11 +124,11 @@ def _check_parts(config: Config, dataset: Dataset) -> None:
     parts = json.dumps([config.loss, config.augment, config.callbacks, config.scores, dataset.fingerprint])
     if parts in _checked:
         return
-    with _explained("the loss cannot be built"):
+    with explained("the loss cannot be built"):
         build_loss(config.loss, dataset.num_classes)
-    with _explained("the augmentation cannot be built"):
+    with explained("the augmentation cannot be built"):
         build_augmentation(config, dataset)
-    with _explained("the callbacks cannot be built"):
+    with explained("the callbacks cannot be built"):
         build_callbacks(config)
     build_scores(config, dataset.num_classes)
     _checked.add(parts)
@@ -141,7 +142,7 @@ def _line(mistake: str, swept: Sequence[str]) -> str:
 @cache
 def _size(model: str, image_shape: tuple[int, int, int], num_classes: int, precision: str) -> Size:
     keras.config.set_dtype_policy(precision)
-    with _explained("the model cannot be built"):
+    with explained("the model cannot be built"):
         with suppress(Exception), keras.StatelessScope(initialize_variables=False):
             return _measure(build_model(json.loads(model), image_shape, num_classes))
         return _measure(build_model(json.loads(model), image_shape, num_classes))  # its builder may need real weights
@@ -158,26 +159,16 @@ def _measure(model: keras.Model) -> Size:
 @cache
 def _check_optimizer(optimizer: str, schedule: str, steps: int) -> None:
     node = json.loads(optimizer)
-    with _explained("the optimizer cannot be built"):
+    with explained("the optimizer cannot be built"):
         build_optimizer(node, json.loads(schedule), steps)
     if not node["_target_"].startswith("keras."):
         return
-    with _explained("the optimizer cannot be applied"):  # Keras rejects some arguments, such as clipnorm=x, in a step
+    with explained("the optimizer cannot be applied"):  # Keras rejects some arguments, such as clipnorm=x, in a step
         variable = keras.Variable(keras.ops.zeros((2, 2), "float32"), dtype="float32")
         built = build({**node, "learning_rate": 0.1})
         built.build([variable])
         built.scale_loss(keras.ops.zeros(()))
         built.apply([keras.ops.zeros((2, 2), "float32")])
-
-
-@contextmanager
-def _explained(problem: str) -> Iterator[None]:
-    try:
-        yield
-    except RequestError:
-        raise
-    except Exception as error:
-        raise RequestError(f"{problem}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mnist_exp import console
-from mnist_exp.config import flatten, identity
+from mnist_exp.config import flatten
 from mnist_exp.experiment import Experiment
 
 
@@ -36,13 +36,13 @@ def alike_runs(experiment: Experiment, store: Any) -> list[Any]:
     """Finished runs of the same config, newest first; none if `sweep.skip_finished` is off."""
     from mnist_exp import tracking  # as above
 
-    config = experiment.config
-    if not config.sweep.skip_finished:
+    sweep = experiment.config.sweep
+    if not sweep.skip_finished:
         return []
-    needed = {"final_val_accuracy", "test_accuracy", *config.sweep.objective}  # a run of an older version may lack some
+    needed = {"final_val_accuracy", "test_accuracy", *sweep.objective}  # a run of an older version may lack some
     return [
         run
-        for run in tracking.finished_runs(store, identity(config, {}))
+        for run in tracking.finished_runs(store, experiment.config_identity)
         if "pruned" not in run.tags and needed <= run.metrics.keys()
     ]
 

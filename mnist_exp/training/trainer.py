@@ -93,7 +93,7 @@ class Training(NamedTuple):
     execution: Execution
     augmentation: Augmentation | None = None  # of the training images
     # Their batch hooks fire once a chunk of steps in the device loop. Checkpoints hold the state of those that have
-    # `get_state` and `set_state`, and of Keras' EarlyStopping.
+    # `get_state` and `set_state`, and of the first EarlyStopping that restores the best weights.
     callbacks: Mapping[str, keras.callbacks.Callback] = MappingProxyType({})
     checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write one to each epoch
 
@@ -345,8 +345,18 @@ _STOPPING_STATE = ("wait", "best", "best_epoch", "stopped_epoch")
 
 def not_resumable(callbacks: Mapping[str, keras.callbacks.Callback]) -> list[str]:
     """Keys of callbacks whose state no checkpoint holds: a continued run may differ from an uninterrupted one."""
-    known = (*_STATELESS, keras.callbacks.EarlyStopping)
-    return [key for key, held in callbacks.items() if not _has_state(held) and not isinstance(held, known)]
+    stopping = _saved_stopping(callbacks)
+    return [
+        key
+        for key, held in callbacks.items()
+        if not (_has_state(held) or isinstance(held, _STATELESS) or held is stopping)
+    ]
+
+
+def _saved_stopping(callbacks: Mapping[str, keras.callbacks.Callback]) -> keras.callbacks.EarlyStopping | None:
+    """Keras' early stopping whose state and best weights the checkpoints hold: the first that restores best weights."""
+    stopping = (held for held in callbacks.values() if isinstance(held, keras.callbacks.EarlyStopping))
+    return next((held for held in stopping if held.restore_best_weights), None)
 
 
 def _has_state(callback: keras.callbacks.Callback) -> bool:
@@ -360,8 +370,7 @@ class _Checkpoints(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.report = folder, report
         self.callbacks = {key: held for key, held in callbacks.items() if _has_state(held)}
-        stopping = [c for c in callbacks.values() if isinstance(c, keras.callbacks.EarlyStopping)]
-        self.stopping = next((callback for callback in stopping if callback.restore_best_weights), None)
+        self.stopping = _saved_stopping(callbacks)
         self.found = checkpoint.load(folder) if folder is not None else None
 
     def restore(self, model: keras.Model) -> int:

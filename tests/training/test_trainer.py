@@ -414,6 +414,9 @@ def test_a_continued_training_has_the_state_of_callbacks_and_augments_alike(tmp_
 def test_callbacks_whose_state_no_checkpoint_holds_are_named():
     given = {"own": Counting(), "nan": keras.callbacks.TerminateOnNaN(), "plain": keras.callbacks.History()}
     assert trainer.not_resumable(given) == ["plain"]
+    first, second = (keras.callbacks.EarlyStopping(restore_best_weights=True) for _ in range(2))
+    stopping = {"keeps": keras.callbacks.EarlyStopping(), "first": first, "second": second}
+    assert trainer.not_resumable(stopping) == ["keeps", "second"]
 
 
 def test_divergence_is_an_error_after_its_epoch_was_reported():
@@ -451,7 +454,7 @@ def test_execution_names_the_layers_that_rule_out_xla_on_a_cpu():
 
 
 class Blur(keras.layers.Conv2D):
-    """A user's own kind of convolution, whose name does not say so."""
+    """A convolution layer of a user. Its name does not contain `Conv`."""
 
 
 class Holder(keras.layers.Layer):
