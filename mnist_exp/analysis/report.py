@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure as SVG, and what it shows; only in HTML."""
+    """A figure as SVG with a description. Only the HTML report shows it."""
 
     svg: str
     caption: str

@@ -75,8 +75,8 @@ ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "si
 # What a search may go by. The test set is scored, never selected on.
 OBJECTIVES = ("final_val_accuracy", "final_val_loss", "fit_seconds", "parameters")
 
-# A key's name means the same wherever it stands, so its rule is stated once. A user's own target gives its keys other
-# meanings: of those only what `READ` names has a rule.
+# A key of this package or of Keras means the same in every group, so each rule is stated once. A user's own target may
+# give the same name another meaning, so only its keys in `READ` have a rule.
 RULES: dict[str, Rule] = {
     "seed": _integer(0, 2**31 - 1),
     "name": _TEXT,

@@ -150,7 +150,10 @@ class OptunaSearch(Search):
         return [point for point in points if point not in done]
 
     def ask(self, number: int) -> Trial:
-        """Lets the sampler choose a point, after the trials that a killed command left and the points of a grid."""
+        """The next trial, chosen by the sampler.
+
+        The first call puts other points before it: all missing points of a grid, or those that a killed command left.
+        """
         if number == 0:
             left = self.study.get_trials(states=(TrialState.RUNNING,))
             for trial in left:

@@ -156,7 +156,7 @@ def _description(model: keras.Model) -> str | None:
 
 
 def _is_known(part: Any) -> bool:
-    """Whether a layer, loss or optimizer, and each function and object that it calls, is from Keras or this package."""
+    """True if Keras or this package defines a layer, loss or optimizer and everything that it calls."""
     called = [type(part), *filter(callable, vars(part).values())]
     excluded = getattr(part, "_exclude_from_weight_decay", None)  # of an optimizer; its JSON leaves it out
     return not excluded and all(c.__module__.partition(".")[0] in ("keras", "mnist_exp") for c in called)
