@@ -5,20 +5,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from mnist_exp.data import Dataset, Split
+from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.training import checkpoint
 from mnist_exp.training.augmentation import Augmentation
-from mnist_exp.training.device_loop import EVALUATION_BATCH, Epochs, build_optimizer_state, chunks, device_loop, state
+from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, untuned, validation_batches
+from mnist_exp.training.device_loop import build_optimizer_state, chunks, device_loop, state
 
 OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
@@ -75,11 +74,6 @@ def _slow_in_cpu_xla(layer: keras.Layer) -> bool:
     convolves = any("Conv" in kind.__name__ for kind in type(layer).__mro__)  # a subclass may have any name
     draws = any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values())
     return convolves or draws
-
-
-def batch_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    """int32 (images,): the order of the training images in an epoch, a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(images).astype(np.int32)
 
 
 class Training(NamedTuple):
@@ -139,9 +133,9 @@ def fit(
     done = keep.restore(model)
     with _feed(model, dataset, training, done) as feed:
         feed.model.fit(
-            _untuned(feed.elements),
+            untuned(feed.elements),
             steps_per_epoch=feed.per_epoch,
-            validation_data=_untuned(feed.validation),
+            validation_data=untuned(feed.validation),
             initial_epoch=done,
             epochs=done if report.stopped else training.epochs,
             callbacks=[*feed.callbacks, *training.callbacks.values(), report, keep],
@@ -165,25 +159,11 @@ class _Feed(NamedTuple):
     callbacks: Sequence[keras.callbacks.Callback] = ()  # before all others
 
 
-def _epochs(train: Split, seed: int, augmentation: Augmentation | None) -> Epochs:
-    """The images of each epoch and their order. Augmented images lie in the order in which the epoch takes them."""
-
-    @lru_cache(maxsize=1)  # asked for by each chunk of an epoch
-    def epochs(epoch: int) -> tuple[Split, np.ndarray]:
-        order = batch_order(seed, epoch, len(train.labels))
-        if augmentation is None:
-            return train, order
-        images = augmentation.images(train.images[order], epoch)
-        return Split(images, train.labels[order]), np.arange(len(order), dtype=np.int32)
-
-    return epochs
-
-
 @contextmanager
 def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch: int) -> Iterator[_Feed]:
     train, validation, batch_size = dataset.train, dataset.validation, training.batch_size
     images, xla = len(train.labels), training.execution.xla
-    epochs = _epochs(train, training.seed, training.augmentation)
+    epochs = epochs_of(train, training.seed, training.augmentation)
     if training.execution.name == "resident":
         cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
         with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
@@ -191,100 +171,9 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
             yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
     else:
         replicas = model.distribute_strategy.num_replicas_in_sync
-        batches = _batches(epochs, training.augmentation is not None, batch_size, replicas, first_epoch)
-        means = [_OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
-        yield _Feed(model, batches, -(-images // batch_size), _validation_batches(validation, replicas), 0.0, means)
-
-
-def _batches(epochs: Epochs, augmented: bool, batch_size: int, replicas: int, first_epoch: int) -> tf.data.Dataset:
-    """All epochs from a first on, one after the other, as batches in the order that the device loop sees.
-
-    Each batch is divided equally among the replicas: some of its images come twice, the second time with weight 0. The
-    weights of the others make the loss the mean over the batch's own images, so the gradient is that of one device.
-    `_OwnMeans` corrects the epoch's metrics. Batch normalisation is not exact: it sees the repeated images.
-    """
-    split, order = epochs(first_epoch)
-    images, padded_size = len(order), _multiple(batch_size, replicas)
-    pixels, labels = tf.constant(split.images), tf.constant(split.labels)
-    places, weights = [], []
-    for first in range(0, images, batch_size):
-        of_batch, weight = _padded(np.arange(first, min(first + batch_size, images)), replicas)
-        places.append(of_batch)
-        weights.append(weight)
-    where, weight_of = np.concatenate(places), tf.constant(np.concatenate(weights))
-
-    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        if augmented:
-            parts = tf.numpy_function(lambda e: tuple(epochs(int(e))[0]), [epoch], [pixels.dtype, labels.dtype])
-            parts[0].set_shape(pixels.shape)
-            parts[1].set_shape(labels.shape)
-            elements = tuple(tf.gather(part, where) for part in parts)
-        else:
-            order = tf.numpy_function(lambda e: epochs(int(e))[1][where], [epoch], tf.int32)
-            order.set_shape(where.shape)
-            elements = (order,)
-        return tf.data.Dataset.from_tensor_slices((*elements, weight_of)).batch(padded_size)
-
-    def gather(*parts: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        *chosen, weight = parts
-        if not augmented:
-            chosen = [tf.gather(pixels, chosen[0]), tf.gather(labels, chosen[0])]
-        return (*chosen, weight) if replicas > 1 else tuple(chosen)
-
-    return tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches).map(gather).prefetch(2)
-
-
-def _validation_batches(split: Split, replicas: int) -> tf.data.Dataset:
-    """A split in batches that the replicas can divide equally; weights keep the metrics those of its own images."""
-    places, weights = _padded(np.arange(len(split.labels)), replicas)
-    parts = (split.images[places], split.labels[places], *([weights] if replicas > 1 else []))
-    return tf.data.Dataset.from_tensor_slices(parts).batch(_multiple(EVALUATION_BATCH, replicas))
-
-
-def _padded(places: np.ndarray, replicas: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places and repeated ones, in all a multiple of `replicas`, and their weights.
-
-    A repeated place weighs 0, each other place so much that the weights are 1 on average.
-    """
-    count = len(places)
-    size = _multiple(count, replicas)
-    return np.resize(places, size), np.where(np.arange(size) < count, size / count, 0).astype(np.float32)
-
-
-def _multiple(count: int, replicas: int) -> int:
-    return -(-count // replicas) * replicas
-
-
-class _OwnMeans(keras.callbacks.Callback):
-    """First of the callbacks of padded batches: makes the epoch's metrics means over its own images.
-
-    Keras weighs each batch by its padded size. All batches but the last are padded alike, so the share of the last one
-    is all that is wrong. The metrics before it and after it give its part, and the factor corrects this part.
-    """
-
-    def __init__(self, images: int, batch_size: int, replicas: int) -> None:
-        super().__init__()
-        full, last = divmod(images - 1, batch_size)
-        last, padded = last + 1, _multiple(last + 1, replicas)
-        self.factor = last / images * (full * _multiple(batch_size, replicas) + padded) / padded
-        self.before: dict[str, float] = {}  # the running metrics before the last batch
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if batch == self.params["steps"] - 2:
-            # `logs` is a mean of the replicas' own results, which do not hold all of one another's images.
-            self.before = {name: float(value) for name, value in self.model.get_metrics_result().items()}
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        logs = {} if logs is None else logs  # Keras hands the same dictionary to the callbacks after this one
-        for name, mean in self.before.items():
-            logs[name] = mean + (logs[name] - mean) * self.factor
-
-
-def _untuned(elements: tf.data.Dataset) -> tf.data.Dataset:
-    """Without autotuning: there is nothing to tune, and its end was waited for, up to the length of the training."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return elements.with_options(options)
+        batches = training_batches(epochs, training.augmentation is not None, batch_size, replicas, first_epoch)
+        means = [OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
+        yield _Feed(model, batches, -(-images // batch_size), validation_batches(validation, replicas), 0.0, means)
 
 
 class _Report(keras.callbacks.Callback):

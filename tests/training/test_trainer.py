@@ -13,7 +13,7 @@ import tensorflow as tf
 from mnist_exp import losses, models, schedules
 from mnist_exp.errors import RequestError
 from mnist_exp.models import layers
-from mnist_exp.training import device_loop, devices, evaluation, trainer
+from mnist_exp.training import batches, device_loop, devices, evaluation, trainer
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.trainer import Execution
 from tests.helpers.digits import small
@@ -295,9 +295,9 @@ def test_stretches_do_not_change_the_bits(monkeypatch):
 
 def test_every_image_is_seen_once_an_epoch():
     for epoch in range(2):
-        assert sorted(trainer.batch_order(7, epoch, 100)) == list(range(100))
-    assert list(trainer.batch_order(7, 0, 100)) != list(trainer.batch_order(7, 1, 100))
-    assert trainer.batch_order(7, 0, 100).dtype == np.int32
+        assert sorted(batches.batch_order(7, epoch, 100)) == list(range(100))
+    assert list(batches.batch_order(7, 0, 100)) != list(batches.batch_order(7, 1, 100))
+    assert batches.batch_order(7, 0, 100).dtype == np.int32
 
 
 def test_early_stopping_restores_the_best_epoch():
