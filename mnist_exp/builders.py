@@ -1,8 +1,8 @@
 """Builds what a config names, and refuses objects that break a group's contract before the training begins."""
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -72,8 +72,14 @@ def _check_rate(rate: object, total_steps: int) -> None:
             )
 
 
-def build_loss(node: Mapping[str, Any], num_classes: int) -> keras.losses.Loss:
-    """A loss on float logits (n, num_classes) and integer labels (n,).
+def build_loss(node: Mapping[str, Any], num_classes: int, mixing: Sequence[str] = ()) -> keras.losses.Loss:
+    """A loss on logits, float (n, num_classes), checked with the labels that the run will have.
+
+    Args:
+        node: of the config.
+        num_classes: of the data set.
+        mixing: keys of the layers of `augment` that mix labels. If there are any, the labels are soft, float32
+            (n, num_classes), otherwise integers (n,).
 
     Raises:
         RequestError: the target returns no loss, or one that gives no finite number for equal logits.
@@ -81,7 +87,10 @@ def build_loss(node: Mapping[str, Any], num_classes: int) -> keras.losses.Loss:
     loss = build(node, num_classes)
     if not isinstance(loss, keras.losses.Loss):
         raise RequestError(f"loss._target_ must return a keras.losses.Loss, got {type(loss).__name__}")
-    value = np.asarray(loss(np.zeros(2, np.int64), np.zeros((2, num_classes), np.float32)))
+    labels = np.full((2, num_classes), 1 / num_classes, np.float32) if mixing else np.zeros(2, np.int64)
+    because = f"loss._target_ must take soft labels, (n, num_classes), because augment.{', '.join(mixing)} mixes labels"
+    with explained(because) if mixing else nullcontext():
+        value = np.asarray(loss(labels, np.zeros((2, num_classes), np.float32)))
     if value.shape != () or not np.isfinite(value):
         raise RequestError(f"loss._target_ must give one finite number for two images of equal logits, got {value}")
     return loss
@@ -91,18 +100,17 @@ def build_augmentation(config: Config, dataset: Dataset) -> Augmentation | None:
     """The layers of `augment`, checked on some of the training images; None if there are none.
 
     Raises:
-        RequestError: a layer breaks the contract, see `Augmentation.check`.
+        RequestError: a layer breaks the contract, see `Augmentation`.
     """
     if not config.augment:
         return None
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # bfloat16 cannot tell all 256 values of a pixel apart after a rotation
     try:
-        augmentation = Augmentation({key: build(node) for key, node in config.augment.items()}, config.seed)
+        layers = {key: build(node) for key, node in config.augment.items()}
+        return Augmentation(layers, config.seed, dataset.train.images, dataset.num_classes)
     finally:
         keras.config.set_dtype_policy(policy)
-    augmentation.check(dataset.train.images)
-    return augmentation
 
 
 def build_callbacks(config: Config) -> dict[str, keras.callbacks.Callback]:

@@ -175,14 +175,16 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
         )
     if settings.profile:
         callbacks["trainer.profile"] = trainer.profile(log.folder / "profile", settings.epochs)
+    augmentation = builders.build_augmentation(config, dataset)
+    mixing = augmentation.mixing if augmentation is not None else ()
     return model, trainer.Training(
-        loss=builders.build_loss(config.loss, dataset.num_classes),
+        loss=builders.build_loss(config.loss, dataset.num_classes, mixing),
         optimizer=builders.build_optimizer(config.optimizer, config.schedule, steps),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=config.seed,
         execution=trainer.choose_execution(settings.execution, model, replicas, gpu=on_gpu),
-        augmentation=builders.build_augmentation(config, dataset),
+        augmentation=augmentation,
         callbacks=callbacks,
         checkpoints=log.checkpoints if settings.checkpoint else None,
     )

@@ -6,6 +6,7 @@ import pytest
 
 from mnist_exp import builders
 from mnist_exp.config import check
+from mnist_exp.data import Split
 from mnist_exp.errors import RequestError
 from tests.helpers.configs import composed
 from tests.helpers.digits import small
@@ -31,6 +32,13 @@ class Unseeded(keras.layers.Layer):
 class Crop(keras.layers.Layer):
     def call(self, images, training=False):
         return images[:, 1:]
+
+
+class Doubled(keras.layers.MixUp):
+    """Labels that sum to 2."""
+
+    def transform_labels(self, labels, transformation, training=True):
+        return 2 * labels
 
 
 def recall(logits, labels, *, of):
@@ -71,7 +79,7 @@ def name(function):
     [
         ([f"+augment.a._target_={name(Unseeded)}"], r"augment\.a must draw from a keras\.random\.SeedGenerator"),
         ([f"+augment.a._target_={name(Crop)}"], r"augment\.a must keep the images' shape, got \(27, 28, 1\)"),
-        (["+augment.a={_target_:keras.layers.MixUp}"], r"augment\.a must keep the labels"),
+        ([f"+augment.a._target_={name(Doubled)}"], r"augment\.a must return labels of shape \(64, 10\) whose shares"),
         (
             [f"+augment.a._target_={name(single)}", "+augment.a.logits=1", "+augment.a.labels=1"],
             "must return a keras.L",
@@ -85,22 +93,24 @@ def test_an_augmentation_that_breaks_the_contract_is_refused(given, message):
 
 def test_augmented_images_are_a_function_of_seed_and_epoch():
     given = ["data=digits", f"+augment.move={{_target_:{name(Shift)},most:3}}"]
-    images = small(100).train.images
+    few = small(100).train
+    images = few.images
     made = builders.build_augmentation(check(composed(*given)), small())
     again = builders.build_augmentation(check(composed(*given)), small())
     other = builders.build_augmentation(check(composed(*given, "seed=1")), small())
-    epochs = [made.images(images, epoch) for epoch in range(8)]
-    assert all(np.array_equal(again.images(images, epoch), epochs[epoch]) for epoch in (5, 0, 5))
+    epochs = [made.split(few, epoch).images for epoch in range(8)]
+    assert all(np.array_equal(again.split(few, epoch).images, epochs[epoch]) for epoch in (5, 0, 5))
     moves = [next(m for m in range(4) if np.array_equal(np.roll(images, m, axis=2), done)) for done in epochs]
     assert len(set(moves)) > 1
-    assert any(not np.array_equal(other.images(images, epoch), done) for epoch, done in enumerate(epochs))
+    assert any(not np.array_equal(other.split(few, epoch).images, done) for epoch, done in enumerate(epochs))
 
 
 def test_augmented_images_are_whole_numbers_within_the_range_of_a_pixel():
     layers = {"brighter": keras.layers.RandomBrightness(1.0, value_range=(0, 255))}
-    images = np.full((50, 4, 4, 1), 200, np.uint8)
-    done = builders.Augmentation(layers, 0).images(images, 0)
-    assert (done.dtype, done.min() >= 0, done.max()) == (np.uint8, True, 255)
+    grey = Split(np.full((50, 4, 4, 1), 200, np.uint8), np.arange(50) % 3)
+    done = builders.Augmentation(layers, 0, grey.images, 3).split(grey, 0)
+    assert (done.images.dtype, done.images.min() >= 0, done.images.max()) == (np.uint8, True, 255)
+    assert np.array_equal(done.labels, grey.labels)
 
 
 def test_scores_are_named_after_their_key():
@@ -140,6 +150,19 @@ def test_a_score_cannot_replace_one_that_every_run_has():
 def test_a_loss_that_breaks_the_contract_is_refused(loss, message):
     with pytest.raises(RequestError, match=message):
         builders.build_loss({"_target_": name(loss), **({"labels": 0} if loss is single else {})}, 10)
+
+
+def sparse_only(num_classes):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def test_a_loss_has_to_take_soft_labels_only_if_they_are_mixed():
+    node = {"_target_": name(sparse_only)}
+    builders.build_loss(node, 10)
+    with pytest.raises(
+        RequestError, match=r"^loss\._target_ must take soft labels, .* because augment\.both mixes lab"
+    ):
+        builders.build_loss(node, 10, ["both"])
 
 
 def test_callbacks_come_in_the_order_given_and_must_be_of_keras():

@@ -124,10 +124,10 @@ def _check_parts(config: Config, dataset: Dataset) -> None:
     parts = json.dumps([config.loss, config.augment, config.callbacks, config.scores, dataset.fingerprint])
     if parts in _checked:
         return
-    with explained("the loss cannot be built"):
-        build_loss(config.loss, dataset.num_classes)
     with explained("the augmentation cannot be built"):
-        build_augmentation(config, dataset)
+        augmentation = build_augmentation(config, dataset)
+    with explained("the loss cannot be built"):
+        build_loss(config.loss, dataset.num_classes, augmentation.mixing if augmentation is not None else ())
     with explained("the callbacks cannot be built"):
         build_callbacks(config)
     build_scores(config, dataset.num_classes)

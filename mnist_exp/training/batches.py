@@ -24,8 +24,8 @@ def epochs_of(train: Split, seed: int, augmentation: Augmentation | None) -> Epo
         order = batch_order(seed, epoch, len(train.labels))
         if augmentation is None:
             return train, order
-        images = augmentation.images(train.images[order], epoch)
-        return Split(images, train.labels[order]), np.arange(len(order), dtype=np.int32)
+        shuffled = Split(train.images[order], train.labels[order])
+        return augmentation.split(shuffled, epoch), np.arange(len(order), dtype=np.int32)
 
     return epochs
 

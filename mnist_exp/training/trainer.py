@@ -15,7 +15,7 @@ import tensorflow as tf
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.training import checkpoint
-from mnist_exp.training.augmentation import Augmentation
+from mnist_exp.training.augmentation import Augmentation, soft
 from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, untuned, validation_batches
 from mnist_exp.training.device_loop import build_optimizer_state, chunks, device_loop, state
 
@@ -121,11 +121,12 @@ def fit(
     execution, optimizer = training.execution, training.optimizer
     if execution.name == "mirrored" and (optimizer.clipnorm or optimizer.global_clipnorm):
         raise RequestError("optimizer.global_clipnorm needs one device: mirrored ones clip before they sum")
-    accuracy = "weighted_metrics" if execution.name == "mirrored" else "metrics"
+    mixed = training.augmentation is not None and training.augmentation.mixing
+    accuracy = keras.metrics.CategoricalAccuracy if mixed else keras.metrics.SparseCategoricalAccuracy
     model.compile(
         optimizer=optimizer,
         loss=training.loss,
-        **{accuracy: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]},
+        **{"weighted_metrics" if execution.name == "mirrored" else "metrics": [accuracy(name="accuracy")]},
         jit_compile=execution.xla and execution.name == "keras",
     )
     report = _Report(len(dataset.train.labels), on_epoch, within_epoch)
@@ -164,6 +165,8 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
     train, validation, batch_size = dataset.train, dataset.validation, training.batch_size
     images, xla = len(train.labels), training.execution.xla
     epochs = epochs_of(train, training.seed, training.augmentation)
+    if training.augmentation is not None and training.augmentation.mixing:
+        train, validation = (soft(split, dataset.num_classes) for split in (train, validation))
     if training.execution.name == "resident":
         cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
         with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):

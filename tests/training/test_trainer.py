@@ -330,16 +330,23 @@ def test_keras_callbacks_work_behind_the_compiled_loop(tmp_path):
 
 
 def rotation():
-    return Augmentation({"turn": keras.layers.RandomRotation(0.1), "move": keras.layers.RandomTranslation(0.1, 0.1)}, 3)
+    layers = {"turn": keras.layers.RandomRotation(0.1), "move": keras.layers.RandomTranslation(0.1, 0.1)}
+    return Augmentation(layers, 3, small().train.images, 10)
 
 
-def test_every_execution_trains_on_the_same_augmented_images():
+def mixed():
+    return Augmentation({"mix": keras.layers.MixUp(0.4)}, 3, small().train.images, 10)
+
+
+@pytest.mark.parametrize("augmentation", [rotation, mixed])
+def test_every_execution_trains_on_the_same_augmented_images(augmentation):
     found = [
-        train(execution, mlp, lambda: keras.optimizers.SGD(0.1), augmentation=augmentation)
-        for execution, augmentation in ((RESIDENT, rotation()), (KERAS, rotation()), (RESIDENT, None))
+        train(execution, mlp, lambda: keras.optimizers.SGD(0.1), augmentation=made)
+        for execution, made in ((RESIDENT, augmentation()), (KERAS, augmentation()), (RESIDENT, None))
     ]
-    resident, plain, without = ([fitted.history["train_loss"], weights] for fitted, _, weights in found)
-    np.testing.assert_allclose(resident[0], plain[0], rtol=1e-5)
+    resident, plain, without = ([fitted.history, weights] for fitted, _, weights in found)
+    for metric in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(resident[0][metric], plain[0][metric], rtol=1e-5, err_msg=metric)
     for ours, keras_own, other in zip(resident[1], plain[1], without[1], strict=True):
         np.testing.assert_allclose(ours, keras_own, atol=1e-5)
         assert np.abs(ours - other).max() > 1e-3  # it changes the training
