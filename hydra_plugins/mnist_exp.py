@@ -8,16 +8,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 
 
 class Grid(BasicSweeper):
-    """`hydra/sweeper=grid`: Hydra's own sweeper without its check of each job, which `SweepCallback` has made.
+    """`hydra/sweeper=grid`: Hydra's own sweeper, which also pairs the values of keys with the same tag.
 
-    Composing a job takes 0.6 s.
+    It lacks Hydra's check of each job, which `SweepCallback` has made: composing a job takes 0.6 s.
     """
+
+    @staticmethod
+    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The batches of jobs, each job given by its overrides."""
+        from mnist_exp.sweep.jobs import last_of_each_key, product
+
+        jobs = product(last_of_each_key(overrides))
+        return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Checks nothing."""

@@ -290,7 +290,8 @@ def test_a_sweep_takes_over_a_run_that_was_made_alone(afterwards, name):
 
 def test_preflight_says_what_is_missing_and_begins_nothing(afterwards):
     said, wider = afterwards["only"].said, afterwards["wider"]
-    assert (said.code, said.out) == (0, "")
+    listed = [f"{job:>4}  linear-adam-smoke-s{seed}  seed={seed}" for job, seed in enumerate((2, 1, 0, 2))]
+    assert (said.code, said.out.splitlines()) == (0, listed)
     assert said.err.startswith("preflight: 4 runs, 2 of them finished before; models of 7,850 parameters; about ")
     assert said.err.endswith(" s one after the other; 1 MB on disk\n")
     assert len(wider.sweeps) == 2

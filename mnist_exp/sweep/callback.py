@@ -12,8 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp import provenance
-from mnist_exp.config import ConfigError, explain
+from mnist_exp import console, provenance
+from mnist_exp.config import ConfigError, explain, run_name
 from mnist_exp.errors import EXIT_FAILED, EXIT_INVALID, RequestError
 from mnist_exp.redact import redact_file
 from mnist_exp.sweep import jobs, processes, search, startup, summary
@@ -40,7 +40,8 @@ class SweepCallback(Callback):
         assert isinstance(given, list)
         threads = _threads(config, given)
         asked = search.requested(config, given + threads)
-        checked = jobs.check_jobs(config_name, asked.probes() if asked else jobs.grid(config, given + threads))
+        seeds = [] if asked else jobs.seeds(config, given)
+        checked = jobs.check_jobs(config_name, asked.probes() if asked else jobs.grid(config, given + threads + seeds))
         resolved = {jobs.resolve_data(job.config) for job in checked if jobs.is_auto(job.config)}
         datasets = jobs.load_all(checked)
         startup.start_fork_server(config.hydra.launcher)
@@ -55,13 +56,16 @@ class SweepCallback(Callback):
         here, noun = "BasicLauncher" in config.hydra.launcher._target_, "ends of the space" if asked else "runs"
         jobs.check_models(checked, datasets, store, here=here, noun=noun)
         if first.sweep.preflight == "only":
+            for number, job in enumerate(checked):
+                console.say(f"{number:>4}  {run_name(job.config)}  {job.swept}")
             sys.exit(0)
         if asked:  # the number of its jobs is known, their values are not
             planned = [jobs.Job(first, "")] * (asked.remaining() * len(asked.seeds))
             sweep = summary.open_sweep(planned, store, asked.keys)
         else:
             sweep = summary.open_sweep(checked, store)
-        _add_overrides(config, [*threads, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)])
+        ours = [*threads, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)]
+        _add_overrides(config, seeds, ours)
         jobs.warn_unrecorded([job.config for job in checked])
         print(f"sweep {sweep.id}: {len(sweep.jobs)} runs", file=sys.stderr, flush=True)
 
@@ -92,12 +96,12 @@ def _threads(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     return [] if threads is None or swept or config.trainer.threads is not None else [f"trainer.threads={threads}"]
 
 
-def _add_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Adds overrides to those of every job, and excludes them from `hydra:job.override_dirname`."""
-    ours = [*(override.partition("=")[0] for override in overrides), "sweep.trial"]
-    excluded = ",".join(map(json.dumps, [*config.hydra.job.config.override_dirname.exclude_keys, *ours]))
+def _add_overrides(config: DictConfig, seeds: Sequence[str], ours: Sequence[str]) -> None:
+    """Adds overrides to those of every job, and excludes all but the seeds from `hydra:job.override_dirname`."""
+    keys = [*(override.partition("=")[0] for override in ours), "sweep.trial"]
+    excluded = ",".join(map(json.dumps, [*config.hydra.job.config.override_dirname.exclude_keys, *keys]))
     with read_write(config.hydra), open_dict(config):
-        config.hydra.overrides.task += overrides
+        config.hydra.overrides.task += [*seeds, *ours]
         config.hydra.overrides.hydra += [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
 
 

@@ -170,7 +170,11 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "-m model=null": ("model=null", "must be a string or a list"),
     # searches
     "-m model.dropout=interval(0,0.5)": ("model.dropout=interval(0,0.5) needs a search: hydra/sweeper=random or",),
-    "-m seed=1 sweep.seeds=3": ("sweep.seeds is for a search; in a grid use 'seed=range(3)'",),
+    "-m seed=1,2 sweep.seeds=3": ("sweep.seeds=3 and several values of seed: give one of them",),
+    "-m model=tag(zip,mlp,cnn)": ("model=tag(zip,mlp,cnn)", "must be a choice(), range() or interval()"),
+    "-m model=tag(zip,choice(mlp,cnn)) seed=tag(zip,range(3))": (
+        "keys with the same tag need equally many values: by tag zip model has 2, seed has 3",
+    ),
     "-m hydra/sweeper=random model=mlp": ("a search needs at least one key with several values",),
     "-m hydra/sweeper=random seed=1,2 hydra.sweeper.n_trials=0": ("hydra.sweeper.n_trials must be a whole number, at",),
     "-m hydra/sweeper=random model=mlp,cnn +model.hidden=[3]": (
