@@ -13,8 +13,8 @@ from mnist_exp.config import Config, build
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError, first_line
 from mnist_exp.models import Shape, check
-from mnist_exp.training import trainer
 from mnist_exp.training.augmentation import Augmentation
+from mnist_exp.training.callbacks import early_stopping
 from mnist_exp.training.evaluation import Scores
 
 TAKEN = {"loss", "accuracy", "calibration_error"}  # scores that every run has
@@ -127,7 +127,7 @@ def build_callbacks(config: Config) -> dict[str, keras.callbacks.Callback]:
             )
     settings = config.trainer
     if settings.early_stopping is not None:
-        callbacks["trainer.early_stopping"] = trainer.early_stopping(settings.early_stopping, settings.patience)
+        callbacks["trainer.early_stopping"] = early_stopping(settings.early_stopping, settings.patience)
     return callbacks
 
 

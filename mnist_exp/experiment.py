@@ -160,13 +160,14 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
     """Everything that Keras needs, built from the config."""
     from mnist_exp import builders
     from mnist_exp.training import trainer
+    from mnist_exp.training.callbacks import not_resumable, profile
 
     config, dataset, settings = experiment.config, experiment.dataset, experiment.config.trainer
     model = builders.build_model(config.model, dataset.image_shape, dataset.num_classes)
     steps = settings.epochs * -(-len(dataset.train.labels) // settings.batch_size)
     on_gpu = experiment.factors["device"] != "cpu"
     callbacks = builders.build_callbacks(config)
-    unsaved = trainer.not_resumable(callbacks)
+    unsaved = not_resumable(callbacks)
     if unsaved and settings.checkpoint:
         log.tags({"resume.exact": "false"})
         console.warn(
@@ -174,7 +175,7 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
             "if this run is continued, its result may differ from that of an uninterrupted run"
         )
     if settings.profile:
-        callbacks["trainer.profile"] = trainer.profile(log.folder / "profile", settings.epochs)
+        callbacks["trainer.profile"] = profile(log.folder / "profile", settings.epochs)
     augmentation = builders.build_augmentation(config, dataset)
     mixing = augmentation.mixing if augmentation is not None else ()
     return model, trainer.Training(

@@ -15,6 +15,7 @@ from mnist_exp.errors import RequestError
 from mnist_exp.models import layers
 from mnist_exp.training import batches, device_loop, devices, evaluation, trainer
 from mnist_exp.training.augmentation import Augmentation
+from mnist_exp.training.callbacks import Diverged, early_stopping, not_resumable, weights_digest
 from mnist_exp.training.trainer import Execution
 from tests.helpers.digits import small
 
@@ -207,7 +208,7 @@ def test_an_interrupted_model_has_the_state_it_came_to():
     training = trainer.Training(losses.cross_entropy(10), optimizer, 3, 64, 0, RESIDENT)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(model, small(), training, on_epoch=interrupt)
-    assert seen == [trainer.weights_digest(model)]
+    assert seen == [weights_digest(model)]
     assert int(optimizer.iterations) == 16
 
 
@@ -228,7 +229,7 @@ def interrupted(folder, execution, build, make_optimizer, make_callbacks, after,
         settings = {"epochs": 5, "batch_size": 64, "seed": 4, "execution": execution, "callbacks": callbacks}
         training = trainer.Training(losses.cross_entropy(10), make_optimizer(), checkpoints=folder, **settings)
         fitted = trainer.fit(model, small(400), training, on_epoch=watch)
-        return fitted.best_epoch, list(seen), trainer.weights_digest(model)
+        return fitted.best_epoch, list(seen), weights_digest(model)
 
     if after is None:
         return sit()
@@ -247,7 +248,7 @@ def scaled_adamw():
 
 
 def stop_at_once():
-    return [trainer.early_stopping("val_loss", 1)]
+    return [early_stopping("val_loss", 1)]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def stop_at_once():
             RESIDENT,
             lambda: mlp(dropout=0.2, batch_norm=True),
             lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
-            lambda: [trainer.early_stopping("val_loss", 9)],
+            lambda: [early_stopping("val_loss", 9)],
             "float32",
             id="resident",
         ),
@@ -302,7 +303,7 @@ def test_every_image_is_seen_once_an_epoch():
 
 def test_early_stopping_restores_the_best_epoch():
     dataset = small(200, 100)
-    stop = trainer.early_stopping("val_loss", 2)
+    stop = early_stopping("val_loss", 2)
     fitted, _, weights = train(
         RESIDENT, mlp, lambda: keras.optimizers.SGD(0.9), epochs=60, callbacks=[stop], dataset=dataset
     )
@@ -420,16 +421,16 @@ def test_a_continued_training_has_the_state_of_callbacks_and_augments_alike(tmp_
 
 def test_callbacks_whose_state_no_checkpoint_holds_are_named():
     given = {"own": Counting(), "nan": keras.callbacks.TerminateOnNaN(), "plain": keras.callbacks.History()}
-    assert trainer.not_resumable(given) == ["plain"]
+    assert not_resumable(given) == ["plain"]
     first, second = (keras.callbacks.EarlyStopping(restore_best_weights=True) for _ in range(2))
     stopping = {"keeps": keras.callbacks.EarlyStopping(), "first": first, "second": second}
-    assert trainer.not_resumable(stopping) == ["keeps", "second"]
+    assert not_resumable(stopping) == ["keeps", "second"]
 
 
 def test_divergence_is_an_error_after_its_epoch_was_reported():
     seen = []
     devices.fresh_session(0, "float32")
-    with pytest.raises(trainer.Diverged, match=r"train_loss is (nan|inf) after epoch 1"):
+    with pytest.raises(Diverged, match=r"train_loss is (nan|inf) after epoch 1"):
         trainer.fit(
             mlp(),
             small(),
