@@ -1,7 +1,7 @@
-"""Comparisons as matplotlib figures, and figures as SVG that fits a light and a dark page.
+"""The figures of a comparison, and figures as SVG that follows a page's light or dark colours.
 
-As in `plots`, every function returns a `Figure` of its own. The noise floor is the standard deviation over seeds,
-pooled over all settings: what lies closer together than that one more seed may turn around.
+The noise floor is the standard deviation over seeds, pooled over all settings. One more seed can reverse the order of
+scores that are closer than that.
 """
 
 import io
@@ -15,25 +15,27 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from mnist_exp.figures import style
-from mnist_exp.figures.run import DPI
-from mnist_exp.figures.style import BLUE, GREY, GRID, PALE, VERMILLION
+from mnist_exp.figures.axes import DPI, log_scale, new_figure, plain, shorten, whole_epochs
+from mnist_exp.figures.style import BLUE, GREY, PALE, VERMILLION
 from mnist_exp.scores import higher_is_better
 
 COLORS = style.COLORS[:-1]  # without yellow
 MARKERS = "osD^vPX"
 FONT = 11
 MAX_LABEL = 40  # letters
-MAX_TICKS = 8  # of more values the axis chooses its own
+MAX_TICKS = 8  # up to this number of values, each has a tick
 # In an SVG these colours become the report's CSS variables. Text in the cells of a heat map keeps its own colours.
 THEMED = {"#000000": "currentColor"} | {style.LIGHT[name]: f"var(--{name})" for name in style.LIGHT if name != "ink"}
 IN_CELL = ("#010101", "#fefefe")
 
+End = tuple[float, str, str]  # where a line ends: its last value, its label and its colour
+
 
 class Point(NamedTuple):
-    """A row of the leaderboard in a plot; `mean` and `std` over seeds, `std` NaN for one seed."""
+    """A row of the leaderboard in a plot: `mean` and `std` over seeds; `std` is NaN for one seed."""
 
     label: str
     x: float
@@ -42,122 +44,115 @@ class Point(NamedTuple):
 
 
 def learning_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], metric: str, noise: float) -> Figure:
-    """Draws the mean over seeds by epoch with a band of one standard deviation; accuracies as errors.
+    """The mean over seeds by epoch, with a band of one standard deviation, on a logarithmic axis.
 
-    Errors and losses stand on a logarithmic axis: late in training all that matters lies close to the best.
+    Accuracies are shown as errors, because the logarithm separates the small differences late in training.
 
     Args:
-        curves: for each label, at most seven, a mapping from epoch to value for each seed.
-        metric: its name, such as `val_accuracy`.
-        noise: the noise floor, in the metric's unit; NaN when unknown.
+        curves: values by epoch of each seed, for each label; at most seven labels.
+        metric: the name of the values, such as `val_accuracy`.
+        noise: the noise floor, in the metric's unit; NaN if unknown.
     """
-    figure, axes = _figure(7.5, 4.2)
+    figure, (axes,) = new_figure(7.5, 4.2)
     ends = []
+    accuracy = "accuracy" in metric
     for color, marker, (label, seeds) in zip(COLORS, MARKERS, curves.items(), strict=False):
         epochs = sorted(set.intersection(*(set(seed) for seed in seeds)))
-        values = _as_error(np.array([[seed[epoch] for epoch in epochs] for seed in seeds]), metric)
+        values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
+        if accuracy:
+            values = np.maximum(100 * (1 - values), 1e-3)  # percent; zero has no logarithm
         mean = values.mean(axis=0)
         every = max(1, len(epochs) // 10)
         axes.plot(epochs, mean, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8)
         if len(seeds) > 1:
             std = values.std(axis=0, ddof=1)
-            axes.fill_between(
-                epochs, np.maximum(mean - std, mean / 3), mean + std, color=color, alpha=0.18, linewidth=0
-            )
+            low = np.maximum(mean - std, mean / 3)
+            axes.fill_between(epochs, low, mean + std, color=color, alpha=0.18, linewidth=0)
         ends.append((float(mean[-1]), label, color))
-    _log_scale(axes.yaxis, axes, "y")
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch", fontsize=FONT)
-    axes.set_ylabel(_error_name(metric), fontsize=FONT)
-    if math.isfinite(noise) and ends:
-        best = min(value for value, _, _ in ends)
-        _noise_band(axes, best, noise * _scale(metric))
+    plain(axes, FONT, "epoch", f"{metric.replace('accuracy', 'error')} (%)" if accuracy else metric)
+    log_scale(axes, "y", (1, 2, 3, 5))
+    whole_epochs(axes)
+    if ends:
+        _noise_band(axes, min(ends)[0], noise * _scale(metric))
     _end_labels(axes, ends)
     return figure
 
 
 def against(setting: str, lines: Mapping[str, Sequence[Point]], metric: str, noise: float) -> Figure:
-    """Draws a score against a numeric setting, one line for each combination of the other settings.
+    """A score against a numeric setting, with one line for each combination of the other settings.
 
     Args:
         setting: its name.
-        lines: points by rising x, for each label; above seven labels the lines are grey, and their mean is blue.
+        lines: points by rising x, for each label. More than seven lines are grey, and their mean is blue.
         metric: the score's name.
-        noise: as above.
+        noise: the noise floor, in the metric's unit; NaN if unknown.
     """
-    figure, axes = _figure(7.5, 4.2)
-    ends = (_grey_lines if len(lines) > len(COLORS) else _coloured_lines)(axes, lines, _scale(metric))
+    figure, (axes,) = new_figure(7.5, 4.2)
+    ends = (_grey_lines if len(lines) > len(COLORS) else _coloured_lines)(axes, lines, metric)
     points = [point for line in lines.values() for point in line]
     values = sorted({point.x for point in points})
+    plain(axes, FONT, setting, _name(metric))
     if log_spaced(values):
-        _log_scale(axes.xaxis, axes, "x")
+        log_scale(axes, "x")
     if len(values) <= MAX_TICKS:
         axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set_xlabel(setting, fontsize=FONT)
-    axes.set_ylabel(_name(metric), fontsize=FONT)
-    _noise_band(axes, _best(points, metric).mean * _scale(metric), noise * _scale(metric))
+    _noise_band(axes, _best(points, metric), noise * _scale(metric))
     _end_labels(axes, ends)
     return figure
 
 
-def _coloured_lines(axes: Axes, lines: Mapping[str, Sequence[Point]], scale: float) -> list[tuple[float, str, str]]:
-    """Draws each line with its standard deviations; returns where they end, unless there is but one."""
+def _coloured_lines(axes: Axes, lines: Mapping[str, Sequence[Point]], metric: str) -> list[End]:
+    """Draws lines with a bar of one standard deviation at each point; a single line has no label."""
     ends = []
     for color, marker, (label, points) in zip(COLORS, MARKERS, lines.items(), strict=False):
-        x, mean, std = (scale * np.array([point[part] for point in points]) for part in (1, 2, 3))
-        bars = np.nan_to_num(std)
-        axes.errorbar(x / scale, mean, bars, color=color, marker=marker, markersize=5, linewidth=1.8, capsize=3)
+        x, mean, bars = _arrays(points, metric)
+        axes.errorbar(x, mean, bars, color=color, marker=marker, markersize=5, linewidth=1.8, capsize=3)
         ends.append((float(mean[-1]), label, color))
     return ends if len(ends) > 1 else []
 
 
-def _grey_lines(axes: Axes, lines: Mapping[str, Sequence[Point]], scale: float) -> list[tuple[float, str, str]]:
-    """Draws lines too many to tell apart, and their mean where they share values of x; returns where that ends."""
+def _grey_lines(axes: Axes, lines: Mapping[str, Sequence[Point]], metric: str) -> list[End]:
+    """Draws lines in grey, and their mean over the lines that share values of x, if any do."""
     for points in lines.values():
-        axes.plot([p.x for p in points], [p.mean * scale for p in points], color=PALE, marker=".", linewidth=0.8)
-    by_x: dict[float, list[float]] = {}
-    for point in (point for points in lines.values() for point in points):
-        by_x.setdefault(point.x, []).append(point.mean * scale)
-    if max(map(len, by_x.values())) == 1:
+        x, mean, _ = _arrays(points, metric)
+        axes.plot(x, mean, color=PALE, marker=".", linewidth=0.8)
+    x, mean, _ = _arrays([point for points in lines.values() for point in points], metric)
+    values, counts = np.unique(x, return_counts=True)
+    if counts.max() == 1:
         return []
-    x = sorted(by_x)
-    means = [float(np.mean(by_x[value])) for value in x]
-    axes.plot(x, means, color=BLUE, marker="o", linewidth=2.2, zorder=5)
+    means = [float(mean[x == value].mean()) for value in values]
+    axes.plot(values, means, color=BLUE, marker="o", linewidth=2.2, zorder=5)
     return [(means[-1], f"mean of {len(lines)} settings", BLUE)]
 
 
 def heat_map(x: str, y: str, cells: Mapping[tuple[float, float], float], metric: str, noise: float) -> Figure:
-    """Draws a score over two numeric settings as coloured, numbered cells.
+    """A score over two numeric settings as coloured cells with numbers.
 
     Args:
         x: name of the setting along the bottom.
         y: name of the setting along the side.
-        cells: scores by both values, means over whatever else varied.
+        cells: scores by the values of both, means over all other settings that vary.
         metric: the score's name.
-        noise: as above; marked on the colour bar.
+        noise: the noise floor, in the metric's unit; marked on the colour bar unless it is NaN.
     """
     columns, rows = (sorted({key[axis] for key in cells}) for axis in (0, 1))
     values = np.array([[cells.get((c, r), math.nan) * _scale(metric) for c in columns] for r in rows])
-    figure, axes = _figure(max(5.5, 0.75 * len(columns) + 2.5), max(3.2, 0.5 * len(rows) + 1.6))
+    figure, (axes,) = new_figure(max(5.5, 0.75 * len(columns) + 2.5), max(3.2, 0.5 * len(rows) + 1.6))
     mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap="cividis", edgecolor="face")
+    plain(axes, FONT, x, y, grid="")
     axes.set_xticks(np.arange(len(columns)) + 0.5, [f"{value:g}" for value in columns])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [f"{value:g}" for value in rows])
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    for row, column in np.ndindex(values.shape):
-        if math.isfinite(values[row, column]):
-            dark = int(values[row, column] < (low + high) / 2)
-            text = f"{values[row, column]:{'.2f' if 'accuracy' in metric else '.3g'}}"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=FONT - 2, color=IN_CELL[dark])
-    axes.set_xlabel(x, fontsize=FONT)
-    axes.set_ylabel(y, fontsize=FONT)
-    axes.tick_params(length=0, labelsize=FONT - 1)
-    axes.spines[:].set_visible(False)
+    middle = (float(np.nanmin(values)) + float(np.nanmax(values))) / 2
+    for row, column in np.argwhere(np.isfinite(values)):
+        text = f"{values[row, column]:{'.2f' if 'accuracy' in metric else '.3g'}}"
+        color = IN_CELL[int(values[row, column] < middle)]
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=FONT - 2, color=color)
     bar = figure.colorbar(mesh, ax=axes, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=FONT - 2)
     text = _name(metric)
     if math.isfinite(noise):
-        middle, half = (low + high) / 2, noise * _scale(metric)
+        half = noise * _scale(metric)
         bar.ax.errorbar([0.5], [middle], [half], color=VERMILLION, capsize=5, linewidth=2)
         text += f"; red: noise floor ±{half:.2g}"
     bar.set_label(text, fontsize=FONT - 1)
@@ -165,55 +160,43 @@ def heat_map(x: str, y: str, cells: Mapping[tuple[float, float], float], metric:
 
 
 def pareto(panels: Mapping[str, Sequence[Point]], metric: str, noise: float) -> Figure:
-    """Draws a score against what it costs; what nothing beats in both is joined and named.
+    """A score against costs, with the Pareto front in blue and its points numbered and named.
 
     Args:
-        panels: points, for each cost's name.
+        panels: points whose x is the cost, for each cost's name.
         metric: the score's name.
-        noise: as above.
+        noise: the noise floor, in the metric's unit; NaN if unknown.
     """
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), dpi=DPI, layout="constrained")
-    for number, (axes, (cost, points)) in enumerate(
-        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)
-    ):
+    figure, all_axes = new_figure(5.2 * len(panels), 4.2, columns=len(panels))
+    for axes, (cost, points) in zip(all_axes, panels.items(), strict=True):
+        plain(axes, FONT, cost, _name(metric) if axes is all_axes[0] else "")
+        costs, mean, _ = _arrays(points, metric)
+        axes.plot(costs, mean, ".", color=PALE)
         front = pareto_front(points, metric)
-        _plain(axes)
-        axes.plot([p.x for p in points], [p.mean * _scale(metric) for p in points], ".", color=PALE)
-        bars = [0.0 if math.isnan(p.std) else p.std * _scale(metric) for p in front]
-        axes.errorbar(
-            [p.x for p in front],
-            [p.mean * _scale(metric) for p in front],
-            bars,
-            marker="o",
-            color=BLUE,
-            linewidth=1,
-            capsize=3,
-        )
-        best = _best(points, metric)
-        _noise_band(axes, best.mean * _scale(metric), noise * _scale(metric))
-        if min(point.x for point in points) > 0 and max(p.x for p in points) > 3 * min(p.x for p in points):
-            _log_scale(axes.xaxis, axes, "x")
+        x, y, bars = _arrays(front, metric)
+        axes.errorbar(x, y, bars, marker="o", color=BLUE, linewidth=1, capsize=3)
+        _noise_band(axes, _best(points, metric), noise * _scale(metric))
+        if costs.min() > 0 and costs.max() > 3 * costs.min():
+            log_scale(axes, "x")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.ticklabel_format(axis="x", style="plain", useOffset=False)
-        for place, point in enumerate(front, 1):
-            spot = point.x, point.mean * _scale(metric)
-            axes.annotate(str(place), spot, (5, 5), textcoords="offset points", fontsize=FONT - 1, color=BLUE)
-        key = "\n".join(f"{place} {_cut(point.label)}" for place, point in enumerate(front, 1))
-        axes.set_title(key, loc="left", fontsize=FONT - 1, color=BLUE, parse_math=False)
-        axes.set_xlabel(cost, fontsize=FONT)
-        if number == 0:
-            axes.set_ylabel(_name(metric), fontsize=FONT)
+        for number, spot in enumerate(zip(x, y, strict=True), 1):
+            axes.annotate(str(number), spot, (5, 5), textcoords="offset points", fontsize=FONT - 1, color=BLUE)
+        names = "\n".join(f"{number} {shorten(point.label, MAX_LABEL)}" for number, point in enumerate(front, 1))
+        axes.set_title(names, loc="left", fontsize=FONT - 1, color=BLUE, parse_math=False)
     return figure
 
 
 def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
-    """Draws accuracy against confidence; on the diagonal a model is as right as it is sure.
+    """A reliability diagram: accuracy against confidence. A calibrated model is on the diagonal.
 
     Args:
-        curves: for each label, at most seven: mean confidence, accuracy (both 0..1) and number of images by interval.
+        curves: mean confidence and accuracy (both 0..1) and number of images of each confidence bin, for each label;
+            at most seven labels.
     """
-    figure, axes = _figure(7.5, 4.6)
+    figure, (axes,) = new_figure(7.5, 4.6)
+    plain(axes, FONT, "confidence (%)", "accuracy on the test images (%)")
     axes.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1.5)
     ends = []
     for color, marker, (label, (confidence, accuracy, count)) in zip(COLORS, MARKERS, curves.items(), strict=False):
@@ -221,14 +204,12 @@ def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
         size = 8 + 60 * np.sqrt(count / count.sum())
         axes.scatter(100 * confidence, 100 * accuracy, size, color=color, marker=marker)
         ends.append((float(100 * accuracy[-1]), label, color))
-    axes.set_xlabel("confidence (%)", fontsize=FONT)
-    axes.set_ylabel("accuracy on the test images (%)", fontsize=FONT)
     _end_labels(axes, ends)
     return figure
 
 
 def pareto_front(points: Sequence[Point], metric: str) -> list[Point]:
-    """The points that no other one beats in score at no higher cost, by rising cost."""
+    """The points for which no other point has a better score at no higher cost, by rising cost."""
     front: list[Point] = []
     sign = -1 if higher_is_better(metric) else 1
     for point in sorted(points, key=lambda point: (point.x, sign * point.mean)):
@@ -238,7 +219,7 @@ def pareto_front(points: Sequence[Point], metric: str) -> list[Point]:
 
 
 def log_spaced(values: Sequence[float]) -> bool:
-    """Whether rising numbers lie more evenly by their ratios than by their differences, over at least a decade."""
+    """Whether rising numbers span at least a decade and their ratios vary less than their differences."""
     if len(values) < 3 or values[0] <= 0 or values[-1] < 10 * values[0]:
         return False
     steps, ratios = np.diff(values), np.diff(np.log(values))
@@ -246,10 +227,10 @@ def log_spaced(values: Sequence[float]) -> bool:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element whose black, white and greys are the page's; text stays text."""
+    """The figure as an `<svg>` element in the page's colours (`THEMED`), with its text as text."""
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mnist_exp"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it: text stays text
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -257,18 +238,10 @@ def to_svg(figure: Figure) -> str:
     return re.sub("|".join(THEMED), lambda found: THEMED[found[0]], svg)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=FONT - 1)
+def _arrays(points: Sequence[Point], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, mean and standard deviation of the points, float64 (n,), as drawn: in percent, and 0 for one seed."""
+    x, mean, std = np.array([point[1:] for point in points], np.float64).T
+    return x, mean * _scale(metric), np.nan_to_num(std) * _scale(metric)
 
 
 def _scale(metric: str) -> float:
@@ -279,31 +252,13 @@ def _name(metric: str) -> str:
     return f"{metric.removeprefix('final_')}{' (%)' if 'accuracy' in metric else ''}"
 
 
-def _error_name(metric: str) -> str:
-    return f"{metric.replace('accuracy', 'error')} (%)" if "accuracy" in metric else metric
-
-
-def _as_error(values: np.ndarray, metric: str) -> np.ndarray:
-    """Percent wrong, at least one image in a hundred thousand, for the logarithm."""
-    return np.maximum(100 * (1 - values), 1e-3) if "accuracy" in metric else values
-
-
-def _best(points: Sequence[Point], metric: str) -> Point:
-    return (max if higher_is_better(metric) else min)(points, key=lambda point: point.mean)
-
-
-def _log_scale(ticks: mpl.axis.Axis, axes: Axes, which: str) -> None:
-    """A logarithmic axis with a few ticks a decade, as plain numbers; at decades alone where these are many."""
-    few = (1, 2, 5) if which == "x" else (1, 2, 3, 5)
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    low, high = ticks.get_view_interval()
-    ticks.set_major_locator(LogLocator(subs=few if high < 500 * max(low, 1e-12) else (1,)))
-    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value:,.0f}"))
-    ticks.set_minor_locator(NullLocator())
+def _best(points: Sequence[Point], metric: str) -> float:
+    best = (max if higher_is_better(metric) else min)(point.mean for point in points)
+    return best * _scale(metric)
 
 
 def _noise_band(axes: Axes, best: float, noise: float) -> None:
-    """Shades what lies within the noise floor of the best score."""
+    """Shades the scores within the noise floor of the best one."""
     if math.isfinite(noise) and noise > 0:
         low = max(best - noise, best / 3) if axes.get_yscale() == "log" else best - noise
         axes.axhspan(low, best + noise, color=GREY, alpha=0.13, linewidth=0, zorder=0)
@@ -311,18 +266,17 @@ def _noise_band(axes: Axes, best: float, noise: float) -> None:
         axes.text(0.01, low, text, transform=axes.get_yaxis_transform(), fontsize=FONT - 3, color=GREY, va="bottom")
 
 
-def _end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes each line's label beside its right end, moved apart where they would overlap, none above the axes."""
-    gap, taken, places = 1.25 * FONT * DPI / 72 / axes.get_window_extent().height, -math.inf, []
+def _end_labels(axes: Axes, ends: Sequence[End]) -> None:
+    """Writes each line's label beside its right end. Labels do not overlap, and none is above the axes."""
+    gap, taken, heights = 1.25 * FONT * DPI / 72 / axes.get_window_extent().height, -math.inf, []
     ends = sorted(ends)
     for value, _, _ in ends:
-        place = axes.transAxes.inverted().transform(axes.transData.transform((1, value)))[1]
-        taken = max(place, taken + gap)
-        places.append(taken)
-    for number, (_, label, color) in enumerate(ends):
+        taken = max(axes.transAxes.inverted().transform(axes.transData.transform((1, value)))[1], taken + gap)
+        heights.append(taken)
+    for place, (height, (_, label, color)) in enumerate(zip(heights, ends, strict=True)):
         axes.annotate(
-            _cut(label),
-            (1.01, min(places[number], 1 - gap * (len(ends) - 1 - number))),
+            shorten(label, MAX_LABEL),
+            (1.01, min(height, 1 - gap * (len(ends) - 1 - place))),
             xycoords="axes fraction",
             va="center",
             fontsize=FONT - 1,
@@ -330,8 +284,3 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             parse_math=False,
             annotation_clip=False,
         )
-
-
-def _cut(label: str) -> str:
-    label = "".join(letter if letter.isprintable() else " " for letter in label)
-    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"

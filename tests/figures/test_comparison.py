@@ -1,4 +1,4 @@
-"""Comparison charts: that they show the numbers they were given, on axes that fit them."""
+"""The figures of a comparison show the given numbers on suitable axes."""
 
 import re
 
@@ -61,7 +61,7 @@ def test_log_axes_are_for_log_spaced_values(values, log):
     assert axes.get_xscale() == ("log" if log else "linear")
 
 
-def test_many_lines_give_way_to_their_mean():
+def test_many_lines_are_grey_and_have_a_mean():
     lines = {str(n): [Point(str(n), x, n / 10, NAN) for x in (1.0, 2.0, 3.0)] for n in range(9)}
     (axes,) = charts.against("width", lines, "final_val_accuracy", NAN).axes
     assert list(axes.lines[-1].get_ydata()) == pytest.approx([40, 40, 40])
@@ -85,14 +85,14 @@ def test_pareto_front():
     assert axes.get_title(loc="left") == "1 a\n2 b"
 
 
-def test_reliability_plots_what_it_is_given():
+def test_reliability_plots_percentages():
     given = np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([10, 90])
     (axes,) = charts.reliability({"a": given}).axes
     assert list(axes.lines[1].get_xdata()) == [50, 90]
     assert list(axes.lines[1].get_ydata()) == [40, 80]
 
 
-def test_labels_keep_apart():
+def test_labels_do_not_overlap():
     curves = {str(n): [{1: 0.9, 2: 0.95 + n / 1e5}] for n in range(6)}
     (axes,) = charts.learning_curves(curves, "val_accuracy", NAN).axes
     heights = sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation))

@@ -1,4 +1,4 @@
-"""Figures: that they show the numbers they were given, and survive odd ones."""
+"""The figures of a run show the given numbers, also unusual ones."""
 
 import gc
 import io
@@ -28,14 +28,14 @@ def _nothing_global():
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as it would be stored; drawing also runs the layout."""
+    """The figure as PNG; drawing also runs the layout."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def texts(figure: Figure) -> list[str]:
-    """Texts a function placed itself: captions, cells and titles, not tick labels."""
+    """Captions, cells and titles, without tick labels."""
     placed = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
     return [text.get_text() for text in placed if text.get_text()]
 
@@ -84,7 +84,7 @@ def test_curves_mark_the_first_best_validation_epoch_in_both_panels():
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 20, 100, 1000])
-def test_epoch_ticks_are_whole_numbers_of_epochs_there_were(epochs):
+def test_epoch_ticks_are_whole_epochs_of_the_run(epochs):
     values = np.linspace(0.9, 0.5, epochs).tolist()
     figure = plots.curves(dict.fromkeys(HISTORY, values))
     assert len(png(figure)) < 200_000
@@ -92,7 +92,7 @@ def test_epoch_ticks_are_whole_numbers_of_epochs_there_were(epochs):
         ticks = visible_ticks(axes.xaxis)
         assert 1 <= len(ticks) <= 10
         assert all(tick == int(tick) and 1 <= tick <= epochs for tick in ticks)
-        assert axes.lines[0].get_marker() == "o"  # one epoch is a point, no invisible line
+        assert axes.lines[0].get_marker() == "o"  # a line of one epoch would be invisible
 
 
 def test_curves_of_a_run_without_validation():
@@ -113,7 +113,7 @@ def test_a_large_range_of_losses_is_logarithmic_with_plain_numbers():
     assert plots.curves(HISTORY).axes[0].get_ylim()[0] == 0
 
 
-def test_a_diverged_run_is_plotted_and_says_so():
+def test_the_figure_of_a_diverged_run_names_the_epoch():
     nan = math.nan
     figure = plots.curves(
         {
@@ -219,25 +219,25 @@ def test_a_caption_stands_above_its_image_and_within_the_figure():
 def test_samples_name_wrong_predictions_in_another_colour():
     figure = plots.samples(images(2), np.array([4, 9]), np.array([4, 7]))
     right, wrong = figure.axes[0].texts
-    assert (right.get_text(), wrong.get_text()) == ("4", "true 9, said 7")
+    assert (right.get_text(), wrong.get_text()) == ("4", "true 9, predicted 7")
     assert right.get_color() != wrong.get_color()
 
 
-def test_no_samples_say_so():
+def test_a_figure_without_samples_has_a_text():
     figure = plots.samples(images(0), np.zeros(0, int))
     assert texts(figure) == ["no images"]
     assert png(figure)
 
 
-def test_small_images_without_square_shape():
+def test_small_images_that_are_not_square():
     assert png(plots.samples(images(6)[:, :8, :20], np.arange(6)))
 
 
-def test_mistakes_are_shown_surest_first():
+def test_mistakes_are_sorted_by_confidence():
     logits = np.log([[0.02, 0.98], [0.9, 0.1], [0.25, 0.75]])
     figure = plots.mistakes(images(3), np.array([0, 1, 1]), logits)
     title = "mistakes: 2 of 3 images, most confident first"
-    assert texts(figure) == [title, "true 0, said 1\n(98.0 %)", "true 1, said 0\n(90.0 %)"]
+    assert texts(figure) == [title, "true 0, predicted 1\n(98.0 %)", "true 1, predicted 0\n(90.0 %)"]
 
 
 def test_at_most_25_mistakes_are_shown_in_a_small_file():
@@ -247,7 +247,7 @@ def test_at_most_25_mistakes_are_shown_in_a_small_file():
     assert len(png(figure)) < 200_000  # noise: nothing compresses worse
 
 
-def test_no_mistakes_say_so():
+def test_a_figure_without_mistakes_has_a_text():
     figure = plots.mistakes(images(3), np.array([0, 1, 0]), np.eye(2)[[0, 1, 0]])
     assert texts(figure) == ["no mistakes in 3 images"]
     assert png(figure)
@@ -266,7 +266,7 @@ def test_a_figure_is_freed_with_its_last_reference():
     assert gone() is None
 
 
-def test_sweep_has_a_row_a_configuration_best_mean_first():
+def test_sweep_has_a_row_per_configuration_sorted_by_mean():
     scores = {"a": [0.90, 0.94], "b": [0.93], "c": [0.95, 0.97, 0.96]}
     (axes,) = plots.sweep(scores).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "b", "a"]
@@ -293,7 +293,7 @@ def test_sweep_spaces_accuracies_by_error_when_errors_differ_tenfold(accuracies,
         assert low < 10 < 98 < high
 
 
-def test_sweep_shows_the_best_of_very_many():
+def test_sweep_shows_at_most_forty_configurations():
     (axes,) = plots.sweep({f"{n} " + "x" * 100: [n / 1000] for n in range(900)}).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert len(labels) == 40
