@@ -36,6 +36,8 @@ NOT_RUN = {  # how a command begins, and why no test runs it
 }
 LONG = {  # checked, not trained
     "python -m mnist_exp.train sweep=depth_study": "sweep.preflight=only",
+    "python -m mnist_exp.train sweep=optimizer_study": "sweep.preflight=only",
+    "python -m mnist_exp.train sweep=regularisation_study": "sweep.preflight=only",
     "python -m mnist_exp.train -m experiment=workshop_mlp 'seed=range(5)'": "sweep.preflight=only",
 }
 OWN_COMMANDS = ("mlflow ", "python -m mnist_exp --help")

@@ -67,7 +67,16 @@ def test_only_a_sweep_that_is_to_stop_stops(policy, failed, stops, monkeypatch):
     assert jobs.is_stopped(check(composed("data=digits", "sweep.id=A", f"sweep.on_error={policy}")), None) is stops
 
 
-SWEEPS = {"activation_depth": 12, "depth_study": 24, "optimizer_lr": 30, "seeds": 10, "tune_cnn": 8, "tune_mlp": 36}
+SWEEPS = {
+    "activation_depth": 12,
+    "depth_study": 24,
+    "optimizer_lr": 30,
+    "optimizer_study": 40,
+    "regularisation_study": 24,
+    "seeds": 10,
+    "tune_cnn": 8,
+    "tune_mlp": 36,
+}
 
 
 def test_every_kept_sweep_is_known_here():
