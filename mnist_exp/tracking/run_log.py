@@ -1,27 +1,22 @@
-"""Records one run: the local record, the thread that sends it to the store, and resuming a run that was interrupted."""
+"""Records one run: its local record first, then the same in the store."""
 
-import errno
 import json
-import os
 import shutil
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import numpy as np
-from filelock import BaseFileLock, FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -29,12 +24,13 @@ from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp.console import say
-from mnist_exp.errors import RequestError, RunError
+from mnist_exp.errors import RunError
 from mnist_exp.provenance import is_gone, process
 from mnist_exp.redact import redact
-from mnist_exp.tracking import database
-from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.queries import RunInfo, run_info, search_runs
+from mnist_exp.tracking import database, metrics_file
+from mnist_exp.tracking.queries import run_info, search_runs
+from mnist_exp.tracking.resume import reopen, resumable, run_folder
+from mnist_exp.tracking.sender import Sender
 from mnist_exp.tracking.store import (
     STORE_ERRORS,
     Store,
@@ -45,114 +41,9 @@ from mnist_exp.tracking.store import (
     writing,
 )
 
-RETRY_SECONDS = 30.0  # between failed calls while the run trains
-TRIES, PAUSE_SECONDS = 3, 1.0  # for a call that fails while the end of the run waits for it
-PROGRESS_SECONDS = 10.0  # between messages while the end of the run waits
-STALLED_SECONDS = 300.0  # without a successful call the end of the run stops waiting; one large file may take minutes
-STOP_SECONDS = 10.0  # for the thread to end
-
 
 class RunGone(RunError):
     """The store no longer has the run."""
-
-
-class _Sender:
-    """Makes the store calls of one run in a separate thread, so that training never waits for a store.
-
-    Python raises signals in the main thread only, so no signal aborts a transaction of this thread. The threads share
-    `SimpleQueue`s, because Ctrl-C could leave a `threading` lock locked. A failed call is repeated; while the run
-    trains, the other calls go first. The thread ends with the run, before any later fork.
-    """
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        self._wake: SimpleQueue[None] = SimpleQueue()
-        self._answers: SimpleQueue[Exception | None] = SimpleQueue()
-        self._failed: deque[Callable[[], object]] = deque()
-        self._flushing = self._stopped = False
-        self._succeeded = 0
-        self._complaint = ""
-        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Callable[[], object]) -> None:
-        """Queue a call. It must be safe to make it twice."""
-        self._calls.put(call)
-
-    def flush(self, signals: Sequence[int] = ()) -> None:
-        """Wait until all calls have succeeded, and print how many are left.
-
-        Args:
-            signals: a list to which a signal handler adds; after `PROGRESS_SECONDS` a signal ends the wait.
-
-        Raises:
-            RunError: no call succeeded for `STALLED_SECONDS`, or a signal came.
-            Exception: the error of a call that failed `TRIES` times.
-        """
-        answers = self._answers = SimpleQueue()
-        self._flushing = True
-        self._wake.put(None)
-        self.submit(partial(answers.put, None))
-        began = reported = moved = time.monotonic()
-        succeeded = self._succeeded
-        while True:
-            with suppress(Empty):
-                error = answers.get(timeout=1.0)
-                if error is not None:
-                    raise error
-                return
-            now = time.monotonic()
-            if self._succeeded > succeeded:
-                succeeded, moved = self._succeeded, now
-            if now - moved > STALLED_SECONDS:
-                raise RunError(f"nothing arrived for {STALLED_SECONDS:.0f} s, calls left: {self._left()}")
-            if now - reported > PROGRESS_SECONDS:
-                reported = now
-                say(f"tracking: the store is slow, calls left: {self._left()}; Ctrl-C ends the wait", sys.stderr)
-            if signals and now - began > PROGRESS_SECONDS:
-                raise RunError(f"interrupted, calls left: {self._left()}")
-
-    def stop(self) -> None:
-        """End the thread after its current call."""
-        self._stopped = True
-        self._wake.put(None)
-        self.submit(lambda: None)
-        self._thread.join(STOP_SECONDS)
-
-    def _left(self) -> int:
-        return self._calls.qsize() + len(self._failed)
-
-    def _run(self) -> None:
-        while not self._stopped:
-            again = self._failed and (self._flushing or self._calls.empty())
-            call = self._failed.popleft() if again else self._calls.get()
-            error = None if self._stopped else self._attempt(call)
-            if error is None:
-                self._succeeded += 1
-                continue
-            if self._flushing:
-                self._failed.appendleft(call)
-                self._answers.put(error)
-            else:
-                self._failed.append(call)
-            with suppress(Empty):
-                self._wake.get(timeout=RETRY_SECONDS)
-
-    def _attempt(self, call: Callable[[], object]) -> Exception | None:
-        """Make a call, up to `TRIES` times if `flush` waits for it; returns its last error."""
-        for left in reversed(range(TRIES)):
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - an error that ended the thread would lose all later calls
-                if not self._flushing and store_message(error) != self._complaint:
-                    self._complaint = store_message(error)
-                    say(f"tracking: not sent yet, the local record has it: {self._complaint}", sys.stderr)
-                if not (left and self._flushing) or isinstance(error, RunError):
-                    return error
-                time.sleep(PAUSE_SECONDS)
-            else:
-                return None
-        raise AssertionError
 
 
 class RunLog:
@@ -168,13 +59,13 @@ class RunLog:
         self._store = store
         self.folder, self.checkpoints = home / "artifacts", home / "checkpoints"
         self._client = mlflow.MlflowClient(store.uri)
-        self.record = home / "metrics.jsonl"
-        self._rows = _read_record(self.record)
+        self.record = home / metrics_file.NAME
+        self._rows = metrics_file.read(self.record)
         self._unwritten = b""  # rows for which the disk had no room
         self._unsent: deque[tuple[int, str | None]] = deque()  # step, id of the model that has the metrics too
         self._tags: deque[Mapping[str, str]] = deque()
         self._files: set[Path] = set()
-        self._sender = _Sender()
+        self._sender = Sender()
 
     @property
     def epochs(self) -> int:
@@ -200,15 +91,7 @@ class RunLog:
     def _append(self, row: Mapping[str, Any]) -> None:
         self._unwritten += json.dumps(row).encode() + b"\n"
         try:
-            with self.record.open("ab", buffering=0) as record:
-                whole = record.tell()
-                try:
-                    if record.write(self._unwritten) < len(self._unwritten):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(record.fileno())  # else after a power failure the store could have rows that this lacks
-                except OSError:
-                    record.truncate(whole)  # else the next row would continue half a row
-                    raise
+            metrics_file.append(self.record, self._unwritten)
             self._unwritten = b""
         except OSError as error:  # a full disk does not stop the training
             say(f"tracking: {self.record} not written: {store_message(error)}", sys.stderr)
@@ -352,7 +235,7 @@ class RunLog:
         """Send the rest and end the run as FINISHED, FAILED or KILLED.
 
         Raises:
-            Exception: the store rejects a call, as in `_Sender.flush`.
+            Exception: the store rejects a call, as in `Sender.flush`.
         """
         if self.record.exists():
             shutil.copy2(self.record, self.folder)
@@ -415,13 +298,13 @@ def tracked_run(
         held.enter_context(uninterrupted(store))
         with store_errors(store.uri):
             client = mlflow.MlflowClient(store.uri)
-            run, lock = _resumable(store, tags["identity"], resume) if resume else (None, None)
+            run, lock = resumable(store, tags["identity"], resume) if resume else (None, None)
             if run is None:
                 context = context_tags({**tags, "output": str(output.absolute())})
                 run = run_info(client.create_run(store.experiment_id, tags=context, run_name=name))
             else:
-                _reopen(client, run, tags)
-        log = RunLog(store, run.run_id, _home(store.uri, run))
+                reopen(client, run, tags)
+        log = RunLog(store, run.run_id, run_folder(store.uri, run))
         status = "FINISHED"
         try:
             shutil.rmtree(log.folder, ignore_errors=True)  # a run that died may have left some of its files
@@ -446,88 +329,12 @@ def tracked_run(
                 lock.release()
 
 
-def _resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo | None, BaseFileLock | None]:
-    """The wanted run, else the newest of this identity that was killed, or that failed after its evaluation.
-
-    A lock is returned with it, so that no other process resumes the same run.
-    """
-    client = mlflow.MlflowClient(store.uri)
-    if isinstance(wanted, str):
-        run = run_info(client.get_run(wanted))
-        try:
-            return run, _claim(client, run, identity)
-        except RequestError as error:
-            raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
-    query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status != 'FINISHED'"
-    for run in search_runs(store, query, deleted=False):
-        status = run.status
-        if status == "KILLED" or (status == "FAILED" and 0 in _read_record(_home(store.uri, run) / "metrics.jsonl")):
-            with suppress(RequestError):
-                return run, _claim(client, run, identity)
-    return None, None
-
-
-def _home(uri: str, run: RunInfo) -> Path:
-    """Folder of the run's local record, also after it was moved together with the store."""
-    path, output = database.file_of(uri), run.tags["output"]
-    if path is not None:
-        output = database.moved_with(output, run.artifact_uri, path)
-    return Path(output) / f"run-{run.run_id[:8]}"
-
-
-def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFileLock:
-    """Lock a run that can be resumed here; raises RequestError with the reason if it cannot."""
-    if run.tags.get("identity") != identity:
-        raise RequestError("it was made by other code, versions, data, threads or device than these")
-    home = _home(client.tracking_uri, run)
-    if not home.is_dir():
-        raise RequestError(f"its record {home} is not on this machine")
-    lock = FileLock(home / "lock", timeout=0)
-    with suppress(Timeout):
-        lock.acquire()
-    status = client.get_run(run.run_id).info.status  # no other process changes it after we have the lock
-    if lock.is_locked and status in ("KILLED", "FAILED"):
-        return lock
-    lock.release()
-    raise RequestError(f"it is {status}")
-
-
-def _reopen(client: mlflow.MlflowClient, run: RunInfo, tags: Mapping[str, str]) -> None:
-    """Set a run to RUNNING, and delete the model that it may have logged before it died."""
-    client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    client.update_run(run.run_id, status="RUNNING")
-    mine = f"source_run_id = '{run.run_id}'"
-    for model in client.search_logged_models([run.experiment_id], filter_string=mine):
-        client.delete_logged_model(model.model_id)
-
-
 def end_dead_runs(store: Store) -> None:
     """Mark as KILLED the runs of the experiment whose process, on this host, has died."""
     for run in search_runs(store, "attributes.status = 'RUNNING' and tags.process != ''", deleted=False):
         if is_gone(run.tags["process"]):
             with writing(store) as client:
                 client.set_terminated(run.run_id, "KILLED")
-
-
-def _read_record(path: Path) -> dict[int, dict[str, Any]]:
-    """The rows of a local record by step. Partial lines, left by a kill or a full disk, are removed from the file."""
-    content = path.read_bytes() if path.exists() else b""
-    rows = {line: _row(line) for line in content.splitlines(keepends=True)}
-    whole = b"".join(line for line, row in rows.items() if row is not None)
-    if whole != content:
-        with path.open("r+b") as record:  # in place, because a full disk has no room for a copy
-            record.write(whole)
-            record.truncate()
-    return {row["step"]: row for row in rows.values() if row is not None}
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of a local record; None for a partial line."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if line.endswith(b"\n") and isinstance(row, dict) and {"step", "time"} <= row.keys() else None
 
 
 def context_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Engine
 
 from mnist_exp import tracking
 from mnist_exp.errors import RunError
-from mnist_exp.tracking import run_log
+from mnist_exp.tracking import metrics_file, run_log, sender
 from tests.helpers.commands import drive, runs
 
 
@@ -79,7 +79,7 @@ def test_a_record_cut_anywhere_keeps_its_whole_rows_and_goes_on(tmp_path):
         content = b"".join(lines)[:end]
         path.write_bytes(content)
         whole = content.count(b"\n")
-        assert list(run_log._read_record(path)) == [1, 2, 3][:whole]
+        assert list(metrics_file.read(path)) == [1, 2, 3][:whole]
         assert path.read_bytes() == b"".join(lines[:whole])
 
 
@@ -92,7 +92,7 @@ def test_a_torn_line_within_a_record_is_dropped(torn, tmp_path):
     path = tmp_path / "metrics.jsonl"
     first, last = (json.dumps({"step": step, "time": 1.5}).encode() + b"\n" for step in (1, 4))
     path.write_bytes(first + torn + last)
-    assert list(run_log._read_record(path)) == [1, 4]
+    assert list(metrics_file.read(path)) == [1, 4]
     assert path.read_bytes() == first + last
 
 
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_no_half_row_and_the_row_follows_when_there_is_room(s
     assert log.record.read_bytes() == before
     assert "metrics.jsonl not written: " in capsys.readouterr().err
     log._append({"step": 3, "time": 1.5})
-    assert list(run_log._read_record(log.record)) == [1, 2, 3]
+    assert list(metrics_file.read(log.record)) == [1, 2, 3]
 
 
 def _log_a_row(store, output):
@@ -194,7 +194,7 @@ def test_training_does_not_wait_for_the_store(store, monkeypatch):
 
 
 def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch):
-    monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.0)
     client, sent = mlflow.MlflowClient, []
     log_batch = client.log_batch
 
@@ -214,8 +214,8 @@ def test_rows_whose_answers_are_lost_arrive_once_and_in_order(store, monkeypatch
 
 
 def test_an_error_text_of_the_store_cannot_control_the_terminal(store, monkeypatch, capsys):
-    monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "PAUSE_SECONDS", 0.0)
 
     def hostile(*_, **__):
         raise MlflowException("\x1b[2Jhttp://user:s3cret@host \x9b31m")
@@ -237,8 +237,8 @@ def test_an_error_text_of_the_store_cannot_control_the_terminal(store, monkeypat
 
 
 def test_files_that_are_refused_do_not_hold_up_the_metrics(store, monkeypatch):
-    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(run_log, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.0)
     client, arrived = mlflow.MlflowClient, threading.Event()
     log_batch = client.log_batch
 
@@ -274,7 +274,7 @@ def _train(store, resume=False, scores=True):
 
 
 def test_a_run_that_only_the_store_refused_is_finished_by_the_same_command(store, monkeypatch, capsys):
-    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "PAUSE_SECONDS", 0.0)
     with monkeypatch.context() as broken:
         for name in ("log_artifact", "log_artifacts"):
             broken.setattr(mlflow.MlflowClient, name, _fail)
@@ -321,7 +321,7 @@ def test_files_arrive_although_the_artifact_folder_was_deleted_meanwhile(store):
 
 
 def test_files_that_do_not_arrive_are_counted_and_named(store, monkeypatch):
-    monkeypatch.setattr(run_log, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "PAUSE_SECONDS", 0.0)
     method = mlflow.MlflowClient.log_artifacts
 
     def forgetful(self, run_id, files, folder=None):
@@ -375,8 +375,8 @@ def test_a_database_that_was_deleted_meanwhile_is_noticed(store):
 
 
 def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeypatch, capsys):
-    monkeypatch.setattr(run_log, "PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(run_log, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "STOP_SECONDS", 0.0)
     ended, method = threading.Event(), mlflow.MlflowClient.log_artifacts
 
     def hang(*given):
@@ -400,8 +400,8 @@ def test_an_impatient_ctrl_c_ends_the_wait_for_a_store_that_hangs(store, monkeyp
 
 
 def test_the_end_does_not_wait_for_ever(store, monkeypatch):
-    monkeypatch.setattr(run_log, "STALLED_SECONDS", 0.0)
-    monkeypatch.setattr(run_log, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "STOP_SECONDS", 0.0)
     ended = threading.Event()
 
     def train():
