@@ -10,7 +10,7 @@ import numpy as np
 
 from mnist_exp import commands, console, tracking
 from mnist_exp.analysis import export, inspect, leaderboard, predictions, render, report
-from mnist_exp.analysis.leaderboard import Choice, Row
+from mnist_exp.analysis.leaderboard import Choice, LeaderboardRow
 from mnist_exp.errors import RequestError
 from mnist_exp.tracking import Store
 
@@ -79,7 +79,7 @@ def _compare(options: argparse.Namespace) -> str:
         matching = {run.run_id for run in tracking.search_runs(store, options.filter)}
     board = leaderboard.board(tracking.search_runs(store), choice, options.metric, matching)
 
-    def right(row: Row) -> np.ndarray | None:
+    def right(row: LeaderboardRow) -> np.ndarray | None:
         found = predictions.load(store.uri, next(iter(row.runs.values())).run_id)
         return None if found is None else found.right
 

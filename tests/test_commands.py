@@ -1,4 +1,4 @@
-"""What all commands share: version, help, the option for the tracking store, errors, exit codes."""
+"""Version, help, tracking store, errors and exit codes of all commands."""
 
 import importlib
 import signal
@@ -53,7 +53,7 @@ def test_the_version_is_that_of_the_installed_package(monkeypatch):
         _ = mnist_exp.versions
 
 
-def test_nothing_is_imported_for_the_version_before_it_is_asked_for():
+def test_the_package_imports_nothing_for_its_version():
     code, out, _ = python("-c", "import mnist_exp, sys; print('importlib.metadata' in sys.modules)")
     assert (code, out) == (0, "False\n")
 
@@ -65,7 +65,7 @@ def test_version_and_help_of_a_command(said, command):
     assert (code, err) == (0, "")
     assert "--tracking-uri URI" in out
     named = {name for name in commands.COMMANDS if f"python -m mnist_exp.{name} " in out}
-    assert named == set(commands.COMMANDS)  # its own name stands in the usage
+    assert named == set(commands.COMMANDS)  # its own name is in the usage
     assert commands.MANUAL in out
     assert max(map(len, out.splitlines())) <= 120
 
@@ -113,7 +113,7 @@ def test_each_command_has_a_script():
         (KeyboardInterrupt(), 130, "error: stopped\n"),
     ],
 )
-def test_an_error_becomes_a_line_and_an_exit_code(error, code, line, capsys):
+def test_an_error_gives_one_line_and_an_exit_code(error, code, line, capsys):
     def command():
         raise error
 
@@ -127,7 +127,7 @@ def test_a_bug_keeps_its_traceback():
         commands.run(lambda: 1 // 0)
 
 
-def test_compare_still_takes_the_earlier_name_of_the_store_s_option(said, tmp_path, monkeypatch):
+def test_compare_accepts_the_earlier_name_of_the_store_option(said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for option in ("--uri", "--tracking-uri"):
         code, out, err = said(compare, option, "sqlite:///none.db")

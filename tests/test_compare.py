@@ -1,4 +1,4 @@
-"""The command over a store that holds good runs and every kind of bad one."""
+"""The command `compare` on a store with ranked runs and with runs of each kind that is not ranked."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ SEEDS = range(3)
 
 
 class Filled:
-    """A folder whose store holds two rows of three seeds each, called `names`, and eight runs that do not count."""
+    """A folder whose store holds two rows of three seeds each, called `names`, and eight runs that are not ranked."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -85,7 +85,7 @@ def filled(tmp_path_factory, with_store):
 
 @pytest.fixture
 def said(filled, monkeypatch, capsys):
-    """Runs the command in the store's folder; returns its exit code and what it printed."""
+    """Runs the command in the store's folder; returns its exit code, output and errors."""
     monkeypatch.chdir(filled.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -97,13 +97,13 @@ def said(filled, monkeypatch, capsys):
     return command
 
 
-def test_a_table_of_the_good_runs_and_a_count_of_the_others(said):
+def test_a_table_of_the_ranked_runs_and_a_count_of_the_others(said):
     code, out, err = said()
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "sweep s1: 6 runs in 2 rows"
     assert lines[1] == (
-        "left out: 1 deleted, 1 failed, 1 killed, 1 not of this project, 1 reproduction, 1 running or cut off, 1"
+        "not ranked: 1 deleted, 1 failed, 1 killed, 1 not of this project, 1 reproduction, 1 running or cut off, 1"
     )
     assert lines[2] == "  without seed or final_val_accuracy"
     table = [line.split() for line in lines if line[:2] in ("1 ", "2 ")]
@@ -111,8 +111,8 @@ def test_a_table_of_the_good_runs_and_a_count_of_the_others(said):
     assert table[0][1:4] == [EVIL, "0.05", "95.11"]
     assert table[1][1:4] == ["slow", "0.01", "91.10"]
     assert table[1][4:11] == ["90.85", "to", "91.36", "0.10", "3", "91.20", "91.00"]
-    assert "evaluated the test images of mnist 7 times" in out  # six, and the one that was deleted
-    assert "cannot reach a p below 0.25" in out  # what a permutation of three pairs cannot come below
+    assert "evaluated the test images of mnist 7 times" in out  # six ranked runs and the deleted one
+    assert "cannot reach a p below 0.25" in out  # with three pairs
 
 
 def test_json_has_every_number(said, filled):
@@ -154,8 +154,8 @@ def test_runs_are_chosen_by_filter_id_and_tag(said, filled):
         (["--experiment", "x"], "has no experiment 'x'; it has: Default, mnist_exp"),
         (["--filter", "x y"], "'x y' is not a filter string of MLflow: Invalid clause"),
         (["--uri", "sqlite:///none.db"], "there is no file "),
-        (["--by", "seed"], "--by must name one setting that varies, got 'seed'; there are: optimizer.learning_rate"),
-        (["--metric", "test_accuracy"], "--metric must not be one of the test set"),
+        (["--by", "seed"], "--by must name one setting that varies, got 'seed'; these vary: optimizer.learning_rate"),
+        (["--metric", "test_accuracy"], "--metric must not be a test metric"),
         (["--top", "0"], "--top must be a whole number, at least 1, got 0"),
         (["--tag", "x"], "--tag must be of the form KEY=VALUE, got 'x'"),
         (["show"], "the command must be `show RUN`, `diff RUN RUN` or none, got 'show'"),
@@ -165,7 +165,7 @@ def test_runs_are_chosen_by_filter_id_and_tag(said, filled):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_told_in_one_line(said, arguments, message):
+def test_an_invalid_argument_gets_one_line(said, arguments, message):
     code, out, err = said(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
@@ -175,7 +175,7 @@ def test_mistakes_are_told_in_one_line(said, arguments, message):
 def test_show_is_one_run_on_one_screen(said, filled):
     code, out, _ = said("show", filled.ids[0.01, 2][:10])
     assert code == 0
-    assert "unlike the defaults: seed=2, data=digits, optimizer.learning_rate=0.01, trainer.epochs=3" in out
+    assert "changed from the defaults: seed=2, data=digits, optimizer.learning_rate=0.01, trainer.epochs=3" in out
     (curve,) = (line.split() for line in out.splitlines() if line.startswith("val_accuracy"))
     assert curve == ["val_accuracy", "▁▆█", "0.812", "0.8787"]
     assert "artifacts: code.diff, environment.json, predictions.npz" in out
@@ -184,7 +184,7 @@ def test_show_is_one_run_on_one_screen(said, filled):
 
 
 @pytest.mark.slow
-def test_who_reads_no_further_is_not_told_off(filled):
+def test_a_closed_pipe_is_no_error(filled):
     command = f"{sys.executable} -m mnist_exp.compare --format json | head -c 1"
     done = subprocess.run(
         command, shell=True, cwd=filled.folder, env=environment(filled.folder), capture_output=True, text=True
@@ -192,20 +192,20 @@ def test_who_reads_no_further_is_not_told_off(filled):
     assert (done.stdout, done.stderr) == ("{", "")
 
 
-def test_show_of_a_run_with_nothing(said, filled):
+def test_show_of_an_empty_run(said, filled):
     (empty,) = (run for run in filled.client.search_runs(["1"]) if run.info.run_name == "empty")
     code, out, _ = said("show", empty.info.run_id)
     assert code == 0
     assert "artifacts: none" in out
 
 
-def test_diff_says_where_two_runs_differ(said, filled):
+def test_diff_lists_the_differences_of_two_runs(said, filled):
     code, out, _ = said("diff", filled.ids[0.01, 0], filled.ids[0.05, 1])
     assert code == 0
     rows = [line.split() for line in out.splitlines()]
     assert ["seed", "0", "1"] in rows
     assert ["optimizer.learning_rate", "0.01", "0.05"] in rows
-    assert "environment: the same" in out  # processes have other numbers, which tells nothing
+    assert "environment: the same" in out  # although their process ids differ
     assert "data: the same" in out
     assert {"-+rate 0.01", "++rate 0.05"} <= set(out.splitlines())
     assert ["final_val_accuracy", "0.91", "0.95105", "+0.0411"] in rows
@@ -229,7 +229,7 @@ class Page(HTMLParser):
             self.captions.append(text.strip())
 
 
-def test_the_report_needs_nothing_else_and_runs_nothing(said, filled):
+def test_the_report_has_no_scripts_and_no_links(said, filled):
     code, _, err = said("--html", "report.html")
     assert code == 0
     assert err.startswith("report.html: ")
@@ -248,8 +248,8 @@ def test_the_report_needs_nothing_else_and_runs_nothing(said, filled):
     assert "@media print" in text
     assert len(text) < 300_000
     # Both rows cost the same, and one setting of two values has no chart of its own.
-    assert [text.split()[0] for text in page.captions] == ["Learning", "Calibration", "Test", "Where"]
-    assert page.captions[2].startswith("Test images that most of these 6 runs get wrong")
+    assert [text.split()[0] for text in page.captions] == ["Learning", "Calibration", "Test", "Test"]
+    assert page.captions[2].startswith("Test images that most of these 6 runs classify wrongly")
 
 
 def test_a_report_that_cannot_be_written(said):
@@ -262,7 +262,9 @@ def test_runs_on_other_images_are_not_paired(filled):
     first, second = (tracking.find_run(uri, filled.ids[rate, 0]) for rate in RATES)
     assert "McNemar" in inspect._mcnemar(uri, first, second)
     other = second._replace(tags={**second.tags, "data.fingerprint": "another"})
-    assert inspect._mcnemar(uri, first, other).startswith("test predictions: on different data or splits")
+    assert inspect._mcnemar(uri, first, other).startswith(
+        "test predictions: not tested, because the runs are on different"
+    )
 
 
 def test_curves_are_read_by_epoch(filled):

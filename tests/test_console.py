@@ -1,4 +1,4 @@
-"""What a terminal shows of texts that come from others."""
+"""Texts that a terminal shows, some of them written by strangers."""
 
 import io
 
@@ -11,10 +11,10 @@ EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 SHOWN = r"\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 
 
-def test_control_characters_are_shown_and_not_obeyed(capsys):
+def test_control_characters_are_escaped(capsys):
     assert console.printable(EVIL) == SHOWN
     assert console.printable("größe 漢字 é") == "größe 漢字 é"
-    assert console.printable("\udcff") == r"\udcff"  # a name that is no UTF-8 cannot be printed as it is
+    assert console.printable("\udcff") == r"\udcff"  # from a name that is not UTF-8
     console.say(f"first\n{EVIL}")
     console.complain(EVIL)
     console.warn(EVIL)
@@ -31,7 +31,7 @@ def test_at_most_twenty_mistakes_are_printed(capsys):
     assert lines[-1] == "error: ... and 5,980 more"
 
 
-def test_a_warning_is_said_once(capsys):
+def test_a_warning_is_printed_once(capsys):
     for _ in range(3):
         console.warn("said once\nin one line")
     assert capsys.readouterr().err == "warning: said once in one line\n"
@@ -39,7 +39,7 @@ def test_a_warning_is_said_once(capsys):
 
 @pytest.fixture
 def screen(monkeypatch):
-    """What Rich draws on a terminal."""
+    """Collects the output of Rich on a terminal."""
     drawn = io.StringIO()
     monkeypatch.setattr(
         console, "Console", lambda **keys: Console(**{**keys, "file": drawn, "force_terminal": True, "width": 200})
@@ -48,7 +48,7 @@ def screen(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["[red]x", "[/x]", f"x{EVIL}"])
-def test_a_name_is_neither_markup_nor_control(screen, name):
+def test_a_name_is_escaped_on_a_terminal(screen, name):
     row = console.SummaryRow(0, name, "FINISHED", f"name={name}", 0.5, 0.5, 1.0, "f" * 32)
     console.sweep_table(f"sweep {name}", [row])
     with console.RunProgress(name, 2) as progress:

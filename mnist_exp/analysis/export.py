@@ -7,17 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mnist_exp.analysis.leaderboard import ABSENT, Board, Row, Table
+from mnist_exp.analysis.leaderboard import ABSENT, Board, LeaderboardRow, Table
 from mnist_exp.analysis.report import Compared
 from mnist_exp.analysis.verdicts import Verdict
 
 
 def as_csv(compared: Sequence[Compared], metric: str) -> str:
-    """A line for each row of every table, with all settings that vary anywhere."""
+    """A line for each row of every table, with a column for each setting that varies in any table."""
     keys = list(dict.fromkeys(key for part in compared for key in part.table.varying))
     lines = [_record(part.table, rank, row, metric) for part in compared for rank, row in enumerate(part.table.rows, 1)]
     text = io.StringIO()
-    # Spreadsheets run what begins like a formula; names come from the store.
     fixed = [key for key in (lines[0] if lines else {}) if key != "settings"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*fixed, *keys])
@@ -28,6 +27,7 @@ def as_csv(compared: Sequence[Compared], metric: str) -> str:
 
 
 def _cell(value: Any) -> Any:
+    """A list as one text, and a text that a spreadsheet would run as a formula in quotes: names come from the store."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) and value != ABSENT:
@@ -35,7 +35,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _record(table: Table, rank: int, row: Row, metric: str) -> dict[str, Any]:
+def _record(table: Table, rank: int, row: LeaderboardRow, metric: str) -> dict[str, Any]:
     found = row.summary(metric)
     assert found is not None
     tested = row.summary(metric.replace("final_val", "test"))
@@ -58,7 +58,7 @@ def _record(table: Table, rank: int, row: Row, metric: str) -> dict[str, Any]:
 
 
 def as_json(board: Board, compared: Sequence[Compared]) -> str:
-    """Everything, for programs; accuracies are shares, what cannot be said is null."""
+    """The whole comparison as JSON: accuracies in 0..1, null for a missing number."""
     tables = [
         {
             "data": part.table.data,

@@ -1,7 +1,6 @@
-"""One run on one screen, and what is different between two."""
+"""Documents that show one run, and the differences of two."""
 
 import difflib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +9,20 @@ import numpy as np
 
 from mnist_exp import tracking
 from mnist_exp.analysis import predictions, statistics
-from mnist_exp.analysis.leaderboard import SHORT_NAMES
+from mnist_exp.analysis.leaderboard import ABSENT, SHORT_NAMES, flatten_json
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.config import changes_result, option_defaults
 from mnist_exp.tracking import RunInfo
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "epoch_seconds")
-MAX_SPARKS = 60  # letters of a curve
-MAX_DIFF = 60  # lines of a difference of code
-UNTOLD = ("overrides", "identity", "execution.why", "process", "sweep.")  # beginnings of tags for the machinery
+MAX_SPARKS = 60  # characters of a curve
+MAX_DIFF = 60  # lines
+HIDDEN = ("overrides", "identity", "execution.why", "process", "sweep.")  # prefixes of tags that are not shown
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A curve in one line of text, from its lowest to its highest value; a gap where there is none.
+    """A curve in one line of text, scaled from its lowest to its highest value, with gaps where not finite.
 
     >>> sparkline([0.0, 1.0, float("nan"), 0.5])
     '▁█ ▅'
@@ -40,14 +39,14 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def show(uri: str, run: RunInfo) -> Iterator[Block]:
-    """A run: what it was, how it went, what it left, how to train it again."""
+    """A run: its tags, changed settings, curves, final metrics and artifacts, and the command to train it again."""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.start_time))
     state = run.status.lower() + (", deleted" if run.deleted else "")
     yield Heading(f"{run.name}: {state}, {when}")
     yield Text(f"run {run.run_id} in {uri}")
-    tags = [f"{key}={value}" for key, value in sorted(run.tags.items()) if not key.startswith(UNTOLD)]
+    tags = [f"{key}={value}" for key, value in sorted(run.tags.items()) if not key.startswith(HIDDEN)]
     yield Text("tags: " + ", ".join(tags))
-    yield Text("unlike the defaults: " + (", ".join(unlike_defaults(run.params)) or "nothing"))
+    yield Text("changed from the defaults: " + (", ".join(unlike_defaults(run.params)) or "nothing"))
     curves = {name: tracking.curve(uri, run.run_id, name) for name in CURVES if name in run.metrics}
     rows = [
         [name, sparkline(list(points.values())), *(f"{points[epoch]:.4g}" for epoch in (min(points), max(points)))]
@@ -60,13 +59,13 @@ def show(uri: str, run: RunInfo) -> Iterator[Block]:
     if final:
         yield Grid(["metric", "value"], [[name, f"{run.metrics[name]:,.6g}"] for name in final], 1)
     yield Text("artifacts: " + (", ".join(tracking.artifact_names(uri, run.run_id)) or "none"))
-    yield Text(f"train it again: python -m mnist_exp.reproduce {run.run_id}")
+    yield Text(f"train again: python -m mnist_exp.reproduce {run.run_id}")
 
 
 def unlike_defaults(params: Mapping[str, str]) -> list[str]:
-    """Settings that a person chose, as `key=value`: the options that are not the default's, and their changed keys."""
+    """Settings as `key=value`: the options that are not the default, and the keys that differ from their option."""
     found = []
-    # Of `augment`, earlier versions logged that there was none. Lists of options have no defaults.
+    # Earlier versions logged None for no augmentation. Lists of options have no defaults.
     groups = {
         key.removesuffix("._target_") for key, text in params.items() if key.endswith("._target_") and text != "None"
     }
@@ -81,7 +80,7 @@ def unlike_defaults(params: Mapping[str, str]) -> list[str]:
 
 
 def diff(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
-    """Two runs: where their configuration, code, data, environment and results differ."""
+    """The differences of two runs in configuration, code, data, environment and results."""
     yield Heading(f"{a.name} ({a.run_id[:8]}) and {b.name} ({b.run_id[:8]})")
     keys = sorted(key for key in a.params.keys() | b.params.keys() if changes_result(key) and key not in SHORT_NAMES)
     yield from _differing("configuration", a.params, b.params, keys)
@@ -90,69 +89,58 @@ def diff(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
     first, second = _environment(uri, a), _environment(uri, b)
     yield from _differing("environment", first, second, sorted(first.keys() | second.keys()))
     names = sorted(a.metrics.keys() | b.metrics.keys())
-    rows = [[name, *(_figure(run.metrics, name) for run in (a, b)), _change(a, b, name)] for name in names]
+    rows = [[name, *_values(a.metrics.get(name), b.metrics.get(name))] for name in names]
     if rows:
         yield Heading("results")
         yield Grid(["metric", a.run_id[:8], b.run_id[:8], "second - first"], rows, 1)
     yield Text(_mcnemar(uri, a, b))
 
 
-def _differing(what: str, a: Mapping[str, str], b: Mapping[str, str], keys: Sequence[str]) -> Iterator[Block]:
-    rows = [[key, a.get(key, "-"), b.get(key, "-")] for key in keys if a.get(key) != b.get(key)]
+def _differing(title: str, a: Mapping[str, str], b: Mapping[str, str], keys: Sequence[str]) -> Iterator[Block]:
+    rows = [[key, a.get(key, ABSENT), b.get(key, ABSENT)] for key in keys if a.get(key) != b.get(key)]
     if rows:
-        yield Heading(what)
-        yield Grid([what, "first", "second"], rows, 3)
+        yield Heading(title)
+        yield Grid([title, "first", "second"], rows, 3)
     else:
-        yield Text(f"{what}: the same" if any(key in a for key in keys) else f"{what}: neither run says")
+        yield Text(f"{title}: {'the same' if any(key in a for key in keys) else 'not recorded by either run'}")
 
 
 def _code(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
     yield from _differing("code", a.tags, b.tags, ["code.commit", "code.dirty"])
-    changes = [_file(uri, run, "code.diff") for run in (a, b)]
-    first, second = (change.decode("utf-8", "replace").splitlines() for change in changes)
+    first, second = (_file(uri, run, "code.diff").splitlines() for run in (a, b))
     lines = list(difflib.unified_diff(first, second, "first/code.diff", "second/code.diff", lineterm="", n=1))
     if lines:
-        yield Text(f"their uncommitted changes differ in {len(lines)} lines, of which the first {MAX_DIFF}:")
+        yield Text(f"the uncommitted changes differ in {len(lines)} lines, at most {MAX_DIFF} of them shown:")
         yield Grid(["difference of code.diff"], [[line] for line in lines[:MAX_DIFF]], 1)
 
 
-def _file(uri: str, run: RunInfo, name: str) -> bytes:
-    return tracking.read_files(uri, run.run_id, [name]).get(name, b"")
+def _file(uri: str, run: RunInfo, name: str) -> str:
+    return tracking.read_files(uri, run.run_id, [name]).get(name, b"").decode("utf-8", "replace")
 
 
 def _environment(uri: str, run: RunInfo) -> dict[str, str]:
-    try:
-        tree = json.loads(_file(uri, run, "environment.json") or b"{}")
-    except ValueError:
-        tree = {}
-    flat: dict[str, str] = {}
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": str(entry) for name, entry in value.items()}
-        else:
-            flat[key] = str(value)
-    flat.pop("hardware.pid", None)
+    flat = flatten_json(_file(uri, run, "environment.json"))
+    flat.pop("hardware.pid", None)  # differs in every process
     return flat
 
 
-def _figure(metrics: Mapping[str, float], name: str) -> str:
-    return f"{metrics[name]:,.6g}" if name in metrics else "-"
-
-
-def _change(a: RunInfo, b: RunInfo, name: str) -> str:
-    return f"{b.metrics[name] - a.metrics[name]:+.3g}" if name in a.metrics and name in b.metrics else "-"
+def _values(a: float | None, b: float | None) -> list[str]:
+    """Two values of a metric and their difference as text; a dash for a missing one."""
+    values = [ABSENT if value is None else f"{value:,.6g}" for value in (a, b)]
+    return [*values, ABSENT if a is None or b is None else f"{b - a:+.3g}"]
 
 
 def _mcnemar(uri: str, a: RunInfo, b: RunInfo) -> str:
     sides = [predictions.load(uri, run.run_id) for run in (a, b)]
     if sides[0] is None or sides[1] is None:
-        return "test predictions: not at hand for both, so no test of their difference"
-    same_data = a.tags.get("data.fingerprint") == b.tags.get("data.fingerprint")  # equal labels are no equal images
+        return "test predictions: not tested, because one of the runs has none"
+    same_data = a.tags.get("data.fingerprint") == b.tags.get("data.fingerprint")  # other images may have equal labels
     if not same_data or not np.array_equal(sides[0].labels, sides[1].labels):
-        return "test predictions: on different data or splits, so no test of their difference"
+        return "test predictions: not tested, because the runs are on different data or splits"
     only_a, only_b, p = statistics.mcnemar(sides[0].right, sides[1].right)
-    shown = "the two runs differ" if p < statistics.ALPHA else "no difference shown"
+    shown = "these runs differ" if p < statistics.ALPHA else "no difference shown"
+    images = f"{len(sides[0].labels):,} test images"
     return (
-        f"of {len(sides[0].labels):,} test images only the first got {only_a} right, only the second {only_b}: {shown} "
-        f"(McNemar's exact test, p={p:.2g}); one seed each says nothing of other seeds"
+        f"of {images}, {only_a} are right in the first run only, {only_b} in the second only: {shown} "
+        f"(McNemar's exact test, p={p:.2g}; not a test over seeds)"
     )

@@ -1,4 +1,4 @@
-"""Ranks runs: which of them count, which differ only in seed and form a row, which rows may stand in one table."""
+"""Ranks runs. Runs that differ only in seed form a row; rows on the same data and split form a table."""
 
 import functools
 import json
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import statistics
-from mnist_exp.config import STAND_INS, changes_result
+from mnist_exp.config import STAND_INS, changes_result, flatten
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
 
-EARLIER = {"loss": "cross_entropy", "callbacks": "None", "scores": "None"}  # of versions without these groups
-SHORT_NAMES = ("model", "optimizer")  # params that repeat a `_target_` for MLflow's UI
+EARLIER = {"loss": "cross_entropy", "callbacks": "None", "scores": "None"}  # settings of versions without these groups
+SHORT_NAMES = ("model", "optimizer")  # params that repeat the name of a `_target_` for MLflow's UI
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
-GROUPS = ("model", "optimizer", "schedule", "augment")  # whose options need no key to be understood
+GROUPS = ("model", "optimizer", "schedule", "augment")  # a label shows their options without the key
 ABSENT = "-"
 
 
@@ -26,19 +26,19 @@ class Choice(NamedTuple):
     sweep: str | None = None
     tags: Mapping[str, str] = {}
     ids: Sequence[str] = ()
-    everything: bool = False  # without other fields: all runs, not only the newest sweep
+    everything: bool = False  # if no other field is set: all runs instead of the newest sweep
 
 
-class Row(NamedTuple):
+class LeaderboardRow(NamedTuple):
     """Finished runs that differ only in seed."""
 
     label: str
     settings: dict[str, str]
     runs: dict[int, RunInfo]  # by seed, the newest of each
-    repeats: int  # number of older runs of the same seeds; they repeat the same numbers and are not counted
+    repeats: int  # number of older runs of the same seeds, which are not counted
 
     def scores(self, metric: str) -> dict[int, float]:
-        """The metric by seed, without the runs in which it is missing or not finite."""
+        """The metric by seed, for the runs that have a finite one."""
         found = {seed: run.metrics.get(metric, math.nan) for seed, run in self.runs.items()}
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
@@ -53,8 +53,8 @@ class Table(NamedTuple):
 
     data: str
     fingerprint: str
-    rows: list[Row]
-    named: bool  # whether labels are the names of the runs; otherwise labels are the settings that vary
+    rows: list[LeaderboardRow]
+    named: bool  # whether labels are names of runs; otherwise they are the settings that vary
     varying: list[str]  # settings in which rows differ
     shared: dict[str, str]  # settings that are equal in all rows that have them
     test_evaluations: int  # how often the experiment has scored these test images
@@ -66,58 +66,60 @@ class Board(NamedTuple):
     chosen: str
     metric: str
     tables: list[Table]
-    left_out: dict[str, int]  # number of runs that do not count, by reason
+    left_out: dict[str, int]  # number of chosen runs that are not ranked, by reason
 
 
 def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set[str] | None = None) -> Board:
-    """Rank the chosen runs of an experiment.
+    """Ranks the chosen runs of an experiment.
 
     Args:
         records: all runs of the experiment, newest first.
-        choice: which of them to compare.
-        metric: ranks the rows; a metric of the validation images.
+        choice: selects the runs to compare.
+        metric: ranks the rows; it must not be a test metric.
         matching: ids of the runs that match a filter; None without a filter.
 
     Raises:
-        RequestError: a chosen run or sweep does not exist, or the metric belongs to the test set or to no run.
+        RequestError: a chosen run or sweep does not exist, the metric is a test metric, or no chosen run has it.
     """
     if metric.startswith("test_"):
-        raise RequestError(f"--metric must not be one of the test set, which would become a validation set: {metric}")
-    chosen, said = choose(records, choice)
+        raise RequestError(
+            f"--metric must not be a test metric, because the test set would become a validation set; got {metric!r}"
+        )
+    chosen, description = choose(records, choice)
     if matching is not None:
-        chosen, said = [run for run in chosen if run.run_id in matching], f"{said}, filtered"
-    good, left_out = _sort_out(chosen, metric)
-    if not good and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
+        chosen, description = [run for run in chosen if run.run_id in matching], f"{description}, filtered"
+    ranked, left_out = _sort_out(chosen, metric)
+    if not ranked and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
         known = sorted({name for run in chosen for name in run.metrics if not name.startswith("test_")})
-        raise RequestError(f"no chosen run has the metric {metric!r}; there are: {', '.join(known) or 'none'}")
+        raise RequestError(f"no chosen run has the metric {metric!r}; their metrics are: {', '.join(known) or 'none'}")
     by_data: dict[tuple[str, str], list[RunInfo]] = defaultdict(list)
-    for run in good:
+    for run in ranked:
         by_data[run.tags.get("data.fingerprint", "unknown"), run.tags.get("selection", "validation")].append(run)
     tables = [_table(runs, metric, records) for runs in by_data.values()]
-    return Board(said, metric, tables, left_out)
+    return Board(description, metric, tables, left_out)
 
 
 def choose(records: Sequence[RunInfo], choice: Choice) -> tuple[list[RunInfo], str]:
-    """The records that a choice selects, and a description of the choice."""
-    runs, said = list(records), []
+    """The runs that a choice selects, and a description of the choice."""
+    runs, description = list(records), []
     for start in choice.ids:
         find(records, start)
     if choice.ids:
         runs = [run for run in runs if run.run_id.startswith(tuple(choice.ids))]
-        said.append("runs " + ", ".join(choice.ids))
+        description.append("runs " + ", ".join(choice.ids))
     for key, value in choice.tags.items():
         runs = [run for run in runs if run.tags.get(key) == value]
-        said.append(f"{key}={value}")
+        description.append(f"{key}={value}")
     sweep = choice.sweep
-    if sweep is None and not said and not choice.everything:
+    if sweep is None and not description and not choice.everything:
         sweep = next((run.tags["sweep"] for run in records if "sweep" in run.tags and not run.deleted), None)
     if sweep is not None:
         if not any(in_sweep(run, sweep) for run in records):
             known = list(dict.fromkeys(run.tags["sweep"] for run in records if "sweep" in run.tags))
             raise RequestError(f"there is no sweep {sweep!r}; the newest are: {', '.join(known[:5]) or 'none'}")
         runs = [run for run in runs if in_sweep(run, sweep)]
-        said.append(f"sweep {sweep}")
-    return runs, ", ".join(said) or "all runs"
+        description.append(f"sweep {sweep}")
+    return runs, ", ".join(description) or "all runs"
 
 
 def in_sweep(run: RunInfo, sweep: str) -> bool:
@@ -139,18 +141,18 @@ def find(records: Iterable[RunInfo], start: str) -> RunInfo:
 
 
 def _sort_out(runs: Sequence[RunInfo], metric: str) -> tuple[list[RunInfo], dict[str, int]]:
-    good, left_out = [], Counter[str]()
+    ranked, left_out = [], Counter[str]()
     for run in runs:
         reason = _unfit(run, metric)
         if reason is None:
-            good.append(run)
+            ranked.append(run)
         elif reason:
             left_out[reason] += 1
-    return good, dict(left_out)
+    return ranked, dict(left_out)
 
 
 def _unfit(run: RunInfo, metric: str) -> str | None:
-    """Why a run does not count; None if it counts, empty for the run that only represents a sweep."""
+    """Why a run is not ranked. None: it is ranked. Empty: it only represents a sweep."""
     kind = run.tags.get("kind")
     if kind == "sweep":
         return ""
@@ -168,7 +170,7 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 
 
 def settings(run: RunInfo) -> dict[str, str]:
-    """Everything that can change the result of a run except its seed and data, under familiar names."""
+    """All config values and environment factors that can change a run's result, except its seed and data."""
     found = dict(EARLIER)
     for key, value in run.params.items():
         if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
@@ -184,33 +186,32 @@ def settings(run: RunInfo) -> dict[str, str]:
 def _short(group: str, target: str) -> str:
     """The last part of a `_target_` in the usual module of its group, else the whole `_target_`."""
     module, _, name = target.rpartition(".")
-    return (
-        name
-        if module in (f"mnist_exp.{group}", f"mnist_exp.{group}s", f"mnist_exp.{group}es", f"keras.{group}s")
-        else target
-    )
+    usual = (f"mnist_exp.{group}", f"mnist_exp.{group}s", f"mnist_exp.{group}es", f"keras.{group}s")
+    return name if module in usual else target
 
 
 @functools.cache
-def _software(facts: str) -> dict[str, str]:
-    """Source digest and versions, from the tag `identity.facts`."""
-    found: dict[str, str] = {}
+def _software(factors: str) -> dict[str, str]:
+    """Source digest, versions and other environment factors, from the tag `identity.facts`."""
+    found = flatten_json(factors).items()
+    # `SETTING_TAGS` holds the other factors, and each data set has a table of its own.
+    return {key: text[:12] if key == "source" else text for key, text in found if key not in STAND_INS.values()}
+
+
+def flatten_json(text: str) -> dict[str, str]:
+    """The values of a JSON object as text, under keys such as `versions.keras`; empty for any other text."""
     try:
-        tree = json.loads(facts)
-    except ValueError:
-        tree = None
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, dict):
-            found |= {f"{key}.{name}": str(text) for name, text in value.items()}
-        elif key not in STAND_INS.values():  # `SETTING_TAGS` has these, and each data set has its own table
-            found[key] = str(value)[:12] if key == "source" else str(value)  # enough to tell digests apart
-    return found
+        tree = json.loads(text)
+        flat = flatten(tree) if isinstance(tree, dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+    return {key: str(value) for key, value in flat.items() if value != {}}
 
 
 def test_evaluations(records: Iterable[RunInfo], data: str) -> int:
-    """How often runs have scored the test images of a data set; deleted and failed runs count too.
+    """How often runs have evaluated the test images of a data set, including deleted and failed runs.
 
-    Every run scores them once, at its end. A run that selects on them also scores them after each epoch.
+    Every run evaluates them once, at its end. A run that selects on them also does so after each epoch.
     """
     count = 0
     for run in records:
@@ -234,9 +235,9 @@ def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> 
     for label, row, members in zip(labels, rows, groups.values(), strict=True):
         ordered = {int(run.params["seed"]): run for run in reversed(members)}  # oldest first: the newest run stays
         ordered = dict(sorted(ordered.items()))
-        found.append(Row(label, row, ordered, len(members) - len(ordered)))
+        found.append(LeaderboardRow(label, row, ordered, len(members) - len(ordered)))
 
-    def rank(row: Row) -> float:
+    def rank(row: LeaderboardRow) -> float:
         scores = row.scores(metric).values()
         return sum(scores) / len(scores) * (-1 if higher_is_better(metric) else 1)
 
@@ -247,10 +248,10 @@ def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> 
 
 
 def _split(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, str]]:
-    """Settings in which rows differ, and the settings that are equal in all rows that have them.
+    """The settings that vary between rows, and those that are equal in all rows that have them.
 
-    A setting that some rows lack and the others agree on counts as equal (such as a width that only one model has),
-    unless two rows differ in nothing else.
+    Some rows lack a setting, such as a width that only one model has. It counts as equal if the other rows agree on
+    it, unless two rows differ in nothing else.
     """
     keys = sorted({key for row in rows for key in row}, key=lambda key: ("." in key, key))
     values = {key: {row[key] for row in rows if key in row} for key in keys}
@@ -268,7 +269,7 @@ def _distinct(rows: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
 
 
 def _names(groups: Sequence[Sequence[RunInfo]]) -> list[str]:
-    """The name in the configs of each row's runs; empty unless each row has exactly one name of its own."""
+    """The config's `name` for each row; empty unless every row has one name that no other row has."""
     names = [{run.params.get("name", "") for run in group} for group in groups]
     distinct = len(set.union(*names)) == len(groups) and all(len(name) == 1 for name in names)
     return [name.pop() for name in names] if distinct and {""} not in names else []
@@ -283,8 +284,8 @@ def setting_labels(rows: Sequence[Mapping[str, str]], varying: Sequence[str]) ->
     ]
 
 
-def short_labels(table: Table, rows: Sequence[Row]) -> list[str]:
-    """Short labels that distinguish these rows from each other, but not from other rows."""
+def short_labels(table: Table, rows: Sequence[LeaderboardRow]) -> list[str]:
+    """Labels that distinguish these rows from each other, but not from other rows."""
     if table.named:
         return [row.label for row in rows]
     settings = [row.settings for row in rows]
@@ -308,15 +309,14 @@ def resolve_axis(table: Table, axis: str) -> str:
     ]
     if len(found) != 1:
         varying = ", ".join(table.varying) or "none"
-        raise RequestError(f"--by must name one setting that varies, got {axis!r}; there are: {varying}")
+        raise RequestError(f"--by must name one setting that varies, got {axis!r}; these vary: {varying}")
     return found[0]
 
 
 def along(table: Table, axis: str, metric: str) -> dict[str, dict[tuple[str, ...], dict[int, float]]]:
     """Scores by value of a setting, then by the values of the other settings, then by seed.
 
-    A setting that follows from `axis` is not one of the others: an optimizer sets its default learning rate, for
-    example.
+    A setting that `axis` determines is not one of the others, such as the default learning rate of an optimizer.
     """
     others = []
     for key in table.varying:
@@ -335,9 +335,9 @@ def along(table: Table, axis: str, metric: str) -> dict[str, dict[tuple[str, ...
 def common(
     a: Mapping[tuple[str, ...], Mapping[int, float]], b: Mapping[tuple[str, ...], Mapping[int, float]]
 ) -> tuple[dict[int, float], dict[int, float], int]:
-    """Mean scores by seed over the settings that both values were run with, and the number of these settings.
+    """Mean scores by seed over the settings that both values have in common, and the number of these settings.
 
-    A seed counts only where it was run with all of these settings, because means over different settings differ.
+    A seed counts only if it was run with all of these settings, because means over different settings differ.
     """
     cells = [cell for cell in a if cell in b]
 

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: what each table has the data for, drawn and described."""
+"""The pictures of a comparison. Each table has those for which its runs have the data."""
 
 import itertools
 import json
@@ -9,24 +9,26 @@ import numpy as np
 
 from mnist_exp import data, scores, tracking
 from mnist_exp.analysis import predictions, statistics
-from mnist_exp.analysis.leaderboard import Row, Table, setting_labels, short_labels, short_names
+from mnist_exp.analysis.leaderboard import LeaderboardRow, Table, setting_labels, short_labels, short_names
 from mnist_exp.analysis.predictions import Predictions
 from mnist_exp.analysis.report import Picture, Text
 from mnist_exp.figures import comparison as charts
 from mnist_exp.figures import run as plots
+from mnist_exp.figures.axes import shorten
 from mnist_exp.figures.comparison import Point
 
-MAX_LINES, MAX_SEEDS = 6, 10  # of each chart; every line is read from the store
+MAX_LINES, MAX_SEEDS = 6, 10  # of a figure with curves, because each curve is read from the store
 MAX_IMAGES = 20
-MIN_IMAGES = 10  # of an interval of confidence: the accuracy of fewer is anything
-MAX_CELLS = 20  # along a side of a map
+MAX_NAME = 14  # letters of a class name in a caption
+MIN_IMAGES = 10  # of a confidence bin; the accuracy of fewer images is noise
+MAX_CELLS = 20  # along a side of a heat map
 SOURCES: dict[str, Callable[..., data.Dataset]] = {
     f"mnist_exp.data.{source.__name__}": source for source in (data.mnist, data.digits, data.file)
 }
 
 
 def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
-    """Learning curves, scores against settings and costs, and what the predictions of the best rows tell, or why not.
+    """Learning curves, scores against settings and costs, calibration, and test images; or why they are missing.
 
     Raises:
         StoreError: the store cannot be read.
@@ -36,15 +38,14 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
     yield from _curves(uri, best, metric, noise)
     yield from _settings(table, metric, noise)
     yield from _costs(table, metric, noise)
-    said = {label: _predictions(uri, row) for label, row in best.items()}
-    said = {label: runs for label, runs in said.items() if runs}
-    if said:
-        yield from _calibration(said)
-        yield from _images(table, said)
+    predicted = {label: runs for label, row in best.items() if (runs := _predictions(uri, row))}
+    if predicted:
+        yield from _calibration(predicted)
+        yield from _images(table, predicted)
     else:
         place = tracking.place_of_artifacts(uri, next(iter(table.rows[0].runs.values())).run_id)
         yield Text(
-            f"No pictures of predictions: no {predictions.FILE} could be read, the first was looked for in {place}."
+            f"No pictures of predictions, because no {predictions.FILE} could be read. One was expected in {place}."
         )
 
 
@@ -52,7 +53,7 @@ def _picture(figure: plots.Figure, caption: str, *, on_white: bool = False) -> P
     return Picture(charts.to_svg(figure), caption, on_white)
 
 
-def _curves(uri: str, rows: Mapping[str, Row], metric: str, noise: float) -> Iterator[Picture]:
+def _curves(uri: str, rows: Mapping[str, LeaderboardRow], metric: str, noise: float) -> Iterator[Picture]:
     name = metric.removeprefix("final_")
     curves = {}
     for label, row in rows.items():
@@ -60,17 +61,17 @@ def _curves(uri: str, rows: Mapping[str, Row], metric: str, noise: float) -> Ite
         if all(len(seed) > 1 for seed in seeds):
             curves[label] = seeds
     if curves:
-        caption = "Learning curves: mean over seeds, and one standard deviation around it."
+        caption = "Learning curves: mean over seeds, with a band of one standard deviation."
         yield _picture(charts.learning_curves(curves, name, noise), caption)
 
 
 def _settings(table: Table, metric: str, noise: float) -> Iterator[Picture]:
-    """A chart for each numeric setting with three values or more, and a map for each two of them."""
+    """A figure for each numeric setting with three values or more, and a heat map for each two of them."""
     short = short_names(table.varying)
     numeric = [key for key in table.varying if len(_numbers(table.rows, key)) > 2]
     for key in numeric:
         lines = _lines(table, key, metric)
-        # A few lone points, each with settings of its own, say nothing of this one.
+        # Single points, which also differ in other settings, show nothing about this one.
         if len(lines) < len(table.rows) or len(lines) > len(charts.COLORS):
             yield _picture(charts.against(short[key], lines, metric, noise), f"By {key}.")
     for x, y in itertools.combinations(numeric, 2):
@@ -80,14 +81,14 @@ def _settings(table: Table, metric: str, noise: float) -> Iterator[Picture]:
             cells.setdefault(place, []).append(_mean(row, metric))
         sizes = [len(_numbers(table.rows, key)) for key in (x, y)]
         if 2 * len(cells) < sizes[0] * sizes[1] or max(sizes) > MAX_CELLS:
-            continue  # values drawn at random make no grid
+            continue  # values drawn at random do not form a grid
         means = {place: float(np.mean(values)) for place, values in cells.items()}
-        rest = "" if len(means) == len(table.rows) else ", means over whatever else varied"
+        rest = "" if len(means) == len(table.rows) else ", means over the other settings"
         yield _picture(charts.heat_map(short[x], short[y], means, metric, noise), f"By {x} and {y}{rest}.")
 
 
-def _numbers(rows: Sequence[Row], key: str) -> set[float]:
-    """The values of a setting; none unless all are numbers."""
+def _numbers(rows: Sequence[LeaderboardRow], key: str) -> set[float]:
+    """The values of a setting; empty unless all are numbers."""
     try:
         values = {float(row.settings[key]) for row in rows}
     except (KeyError, ValueError):
@@ -96,7 +97,7 @@ def _numbers(rows: Sequence[Row], key: str) -> set[float]:
 
 
 def _lines(table: Table, key: str, metric: str) -> dict[str, list[Point]]:
-    """The rows as points by rising values of a setting, a line for each combination of the others."""
+    """The rows as points by rising values of a setting, with a line for each combination of the other settings."""
     others = [other for other in table.varying if other != key]
     labels = setting_labels([row.settings for row in table.rows], others)
     label_of = dict(zip((row.label for row in table.rows), labels, strict=True))
@@ -118,28 +119,31 @@ def _costs(table: Table, metric: str, noise: float) -> Iterator[Picture]:
         if len({point.x for point in points}) > 1:
             panels[name] = points
     if panels:
-        caption = "Score against cost: no row beats one on the blue front in both. Bars: one standard deviation."
+        caption = (
+            "Score against cost. On the blue Pareto front are the rows for which no other row has a better score at "
+        )
+        caption += "no higher cost. Bars: one standard deviation."
         yield _picture(charts.pareto(panels, metric, noise), caption)
 
 
-def _point(row: Row, x: float, metric: str) -> Point:
+def _point(row: LeaderboardRow, x: float, metric: str) -> Point:
     found = row.summary(metric)
     assert found is not None
     return Point(row.label, x, found.mean, found.std)
 
 
-def _mean(row: Row, metric: str) -> float:
+def _mean(row: LeaderboardRow, metric: str) -> float:
     return _point(row, 0.0, metric).mean
 
 
-def _predictions(uri: str, row: Row) -> list[Predictions]:
+def _predictions(uri: str, row: LeaderboardRow) -> list[Predictions]:
     found = (predictions.load(uri, run.run_id) for run in itertools.islice(row.runs.values(), MAX_SEEDS))
-    return [said for said in found if said is not None and np.isfinite(said.logits).all()]
+    return [run for run in found if run is not None and np.isfinite(run.logits).all()]
 
 
-def _calibration(said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
+def _calibration(predicted: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
     curves, errors = {}, []
-    for label, runs in said.items():
+    for label, runs in predicted.items():
         logits, labels = (np.concatenate(parts) for parts in zip(*runs, strict=True))
         confidence, accuracy, count = scores.reliability(logits, labels)
         enough = count >= MIN_IMAGES
@@ -148,43 +152,50 @@ def _calibration(said: Mapping[str, list[Predictions]]) -> Iterator[Picture]:
             errors.append(f"{label} {100 * np.mean([scores.calibration_error(*run) for run in runs]):.2f}")
     if curves:
         caption = (
-            f"Calibration on the test images, all seeds together, where at least {MIN_IMAGES} images are; larger "
-            "markers hold more. "
+            f"Calibration on the test images, all seeds together, in bins of at least {MIN_IMAGES} images. Larger "
+            "markers are larger bins. "
             f"Expected calibration error in points, mean over seeds: {', '.join(errors)}."
         )
         yield _picture(charts.reliability(curves), caption)
 
 
-def _images(table: Table, said: Mapping[str, list[Predictions]]) -> Iterator[Picture | Text]:
-    runs = [run for found in said.values() for run in found]
+def _images(table: Table, predicted: Mapping[str, list[Predictions]]) -> Iterator[Picture | Text]:
+    runs = [run for found in predicted.values() for run in found]
     if any(run.labels.shape != runs[0].labels.shape or (run.labels != runs[0].labels).any() for run in runs):
         return
-    images = _test_images(table, runs[0].labels)
-    if images is None:
-        yield Text("No pictures of the test images: the data that these runs were tested on are not at hand.")
-        return
     labels = runs[0].labels
-    places, share = predictions.hardest(runs, MAX_IMAGES)
+    dataset = _dataset(table, labels)
+    if dataset is None:
+        yield Text("No pictures of test images, because the data set of these runs was not found on this machine.")
+        return
+    images, names = dataset.test.images, [shorten(name, MAX_NAME) for name in dataset.class_names]
+    hard, share = predictions.hardest(runs, MAX_IMAGES)
     votes = np.array([run.logits.argmax(axis=1) for run in runs])
     captions = []
-    for place, wrong in zip(places, share, strict=True):
+    for place, wrong in zip(hard, share, strict=True):
         mistaken = votes[:, place][votes[:, place] != labels[place]]
-        captions.append(f"{labels[place]}, not {np.bincount(mistaken).argmax()}\n{wrong:.0%} wrong")
+        captions.append(f"{names[labels[place]]}, not {names[np.bincount(mistaken).argmax()]}\n{wrong:.0%} wrong")
     caption = (
-        f"Test images that most of these {len(runs)} runs get wrong: what it is, what they mostly say, how many err."
+        f"Test images that most of these {len(runs)} runs classify wrongly: the true class, the most frequent wrong "
     )
-    yield _picture(plots.tiles(images[places], captions), caption, on_white=True)
-    if len(said) > 1:
-        (a, first), (b, second), *_ = ((label, found[0]) for label, found in said.items())
-        clashes = predictions.disagreements(first, second, MAX_IMAGES)
-        answers = [run.logits[clashes].argmax(axis=1) for run in (first, second)]
-        captions = [f"{t}\n{x} or {y}" for t, x, y in zip(labels[clashes], *answers, strict=True)]
-        caption = f"Where a run of {a} (says the first) and one of {b} (the second) clash, the surest clashes first."
-        yield _picture(plots.tiles(images[clashes], captions), caption, on_white=True)
+    caption += "one, and the share of wrong runs."
+    yield _picture(plots.tiles(images[hard], captions), caption, on_white=True)
+    if len(predicted) > 1:
+        (a, first), (b, second), *_ = ((label, found[0]) for label, found in predicted.items())
+        places = predictions.disagreements(first, second, MAX_IMAGES)
+        answers = [run.logits[places].argmax(axis=1) for run in (first, second)]
+        captions = [
+            f"{names[true]}\n{names[x]} or {names[y]}" for true, x, y in zip(labels[places], *answers, strict=True)
+        ]
+        caption = (
+            f"Test images for which a run of {a} (first answer) and a run of {b} (second answer) predict different "
+        )
+        caption += "classes, one of them the true one; the most confident first."
+        yield _picture(plots.tiles(images[places], captions), caption, on_white=True)
 
 
-def _test_images(table: Table, labels: np.ndarray) -> np.ndarray | None:
-    """The test images, uint8 (n, h, w, c), if this machine has the data of the runs: their fingerprint tells."""
+def _dataset(table: Table, labels: np.ndarray) -> data.Dataset | None:
+    """The data set of the runs with these test labels; None if this machine has none with their fingerprint."""
     params = next(iter(table.rows[0].runs.values())).params
     source = SOURCES.get(params.get("data._target_", ""))
     keys = [key for key in ("path", "validation", "split_seed") if params.get(f"data.{key}", "None") != "None"]
@@ -192,8 +203,8 @@ def _test_images(table: Table, labels: np.ndarray) -> np.ndarray | None:
     try:
         numbers = {key: json.loads(text) for key, text in given.items() if key != "path" and text != "test"}
         found = source(**given | numbers) if source is not None else None
-    except (data.DataError, ValueError, TypeError):  # of a config that this version does not know
+    except (data.DataError, ValueError, TypeError):  # for example a config of another version
         return None
     if found is None or found.fingerprint != table.fingerprint or not np.array_equal(found.test.labels, labels):
         return None
-    return found.test.images
+    return found

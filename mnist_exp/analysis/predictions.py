@@ -1,4 +1,4 @@
-"""What the chosen runs said of each test image, from the `predictions.npz` that every run leaves."""
+"""The predictions of runs on the test images, from the artifact `predictions.npz`."""
 
 import io
 import zipfile
@@ -10,7 +10,7 @@ import numpy as np
 from mnist_exp.tracking import StoreError, read_files
 
 FILE = "predictions.npz"
-MAX_BYTES = 2**29  # unpacked: 100,000 images of 1,000 classes; a shared store may hold a file that expands without end
+MAX_BYTES = 2**29  # unpacked: 100,000 images of 1,000 classes; a file of a shared store may expand to any size
 
 
 class Predictions(NamedTuple):
@@ -21,12 +21,12 @@ class Predictions(NamedTuple):
 
     @property
     def right(self) -> np.ndarray:
-        """Which images the run got right, bool (n,)."""
+        """Which images are classified rightly, bool (n,)."""
         return np.asarray(self.logits.argmax(axis=1) == self.labels)
 
 
 def load(uri: str, run_id: str) -> Predictions | None:
-    """A run's predictions; None when they cannot be had or are none."""
+    """The predictions of a run; None if the artifact is missing or not valid."""
     try:
         content = read_files(uri, run_id, [FILE])[FILE]
     except (StoreError, KeyError):
@@ -43,14 +43,14 @@ def load(uri: str, run_id: str) -> Predictions | None:
 
 
 def hardest(runs: Iterable[Predictions], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images that most of the runs get wrong.
+    """The images that most runs classify wrongly.
 
     Args:
         runs: at least one, all on the same images.
-        count: how many images to return at most.
+        count: the most images to return.
 
     Returns:
-        Indices (m,), most often wrong first, and the share of runs (m,) that got each wrong, above 0.
+        Indices (m,), most often wrong first, and the share of runs (m,) that are wrong, above 0.
     """
     wrong = 1 - np.mean([run.right for run in runs], axis=0)
     order = np.argsort(-wrong, kind="stable")[:count]
@@ -59,17 +59,18 @@ def hardest(runs: Iterable[Predictions], count: int) -> tuple[np.ndarray, np.nda
 
 
 def disagreements(a: Predictions, b: Predictions, count: int) -> np.ndarray:
-    """Images (m,) of which two runs say different things and one is right, the surest clashes first.
+    """Indices (m,) of images for which two runs predict different classes, one of them the true one.
 
-    A clash is as sure as the less sure of the two: the product would let one run's certainty hide the other's doubt.
+    The most confident disagreements come first. The confidence is the smaller margin of the two, because in a product
+    one confident run would hide the doubt of the other.
     """
-    said = a.logits.argmax(axis=1), b.logits.argmax(axis=1)
-    clashes = np.flatnonzero((said[0] != said[1]) & (a.right | b.right))
-    sure = np.minimum(*(_margin(run.logits[clashes]) for run in (a, b)))
-    return clashes[np.argsort(-sure, kind="stable")[:count]]
+    differ = a.logits.argmax(axis=1) != b.logits.argmax(axis=1)
+    found = np.flatnonzero(differ & (a.right | b.right))
+    margin = np.minimum(*(_margin(run.logits[found]) for run in (a, b)))
+    return found[np.argsort(-margin, kind="stable")[:count]]
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:
-    """How far the best logit lies above the second best, (n,)."""
+    """The largest logit minus the second largest, float64 (n,)."""
     best = np.sort(np.asarray(logits, np.float64), axis=1)
     return np.asarray(best[:, -1] - best[:, -2])

@@ -1,4 +1,4 @@
-"""A document as text, as Markdown, or as one HTML file that opens anywhere, without a network."""
+"""A document as text, as Markdown, or as one HTML file that needs no network."""
 
 import html
 import re
@@ -11,11 +11,11 @@ from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.console import printable
 from mnist_exp.figures.style import DARK, LIGHT
 
-WIDTH = 110  # of running text, in letters
+WIDTH = 110  # of a paragraph, in characters
 
 
 def as_text(document: Sequence[Block]) -> str:
-    """The document for a terminal, without its pictures."""
+    """The document as plain text, without its pictures."""
     lines: list[str] = []
     for block in document:
         if isinstance(block, Heading):
@@ -36,7 +36,7 @@ def _aligned(grid: Grid) -> list[str]:
 
 
 def as_markdown(document: Sequence[Block]) -> str:
-    """The document for a README or an issue, without its pictures."""
+    """The document as Markdown, without its pictures."""
     lines: list[str] = []
     for block in document:
         if isinstance(block, Heading):
@@ -56,7 +56,7 @@ def _escape(text: str) -> str:
 
 
 def as_html(document: Sequence[Block], title: str) -> str:
-    """The document as one HTML file that refers to no other file: no script, no font, no image beside it."""
+    """The document as one HTML file without scripts and references to other files."""
     loader = jinja2.PackageLoader("mnist_exp.analysis", "")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
     blocks = [(type(block).__name__, block) for block in document]

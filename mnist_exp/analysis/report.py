@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import leaderboard, statistics, verdicts
-from mnist_exp.analysis.leaderboard import ABSENT, Board, Row, Table, short_names
+from mnist_exp.analysis.leaderboard import ABSENT, Board, LeaderboardRow, Table, short_names
 from mnist_exp.analysis.verdicts import Verdict
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import higher_is_better
 
-MAX_PAIRS = 15  # of more pairs, the document lists only those with the best row
+MAX_PAIRS = 15  # if there are more, the document lists only the pairs with the best row
 
 
 class Heading(NamedTuple):
@@ -45,7 +45,7 @@ Block = Heading | Text | Grid | Picture
 
 
 class Compared(NamedTuple):
-    """A table with the verdicts on its first rows, and along an axis if one was asked for."""
+    """A table with the verdicts on its first rows, and on the values of `axis` unless that is empty."""
 
     table: Table
     verdicts: list[Verdict]
@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
 
 def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> list[Compared]:
-    """Test the pairs of rows of each table, and the values of `axis` in each table where it varies.
+    """Tests the pairs of rows of each table, and the values of `axis` in each table in which it varies.
 
     Only the verdicts of the first `top` rows are kept. The correction counts the pairs of all rows, because the first
     rows were selected by their scores.
@@ -85,24 +85,23 @@ def blocks(board: Board, compared: Sequence[Compared], top: int) -> Iterator[Blo
     Args:
         board: the chosen runs.
         compared: the tables of the board.
-        top: how many rows of each table to list.
+        top: the number of rows to list of each table.
     """
     runs = sum(len(row.runs) + row.repeats for table in board.tables for row in table.rows)
     yield Text(f"{board.chosen}: {_count(runs, 'run')} in {_count(sum(len(t.rows) for t in board.tables), 'row')}")
     if board.left_out:
-        yield Text("left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(board.left_out.items())))
+        yield Text("not ranked: " + ", ".join(f"{count} {reason}" for reason, count in sorted(board.left_out.items())))
     if len(board.tables) > 1:
-        yield Text("These runs are on different data or splits. Each has its own table, because ranks hold within one.")
+        yield Text("These runs are on different data or splits. Each has its own table, and ranks hold within a table.")
     for part in compared:
         yield from _table(part, board.metric, top)
 
 
 def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     table = part.table
-    runs = next(iter(table.rows[0].runs.values()))
-    on_test = runs.tags.get("selection") == "test"
+    on_test = table.rows[0].settings.get("selection") == "test"
     yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}")
-    yield Text(f"data fingerprint {table.fingerprint[:12]}; equal everywhere: {_settings(table.shared)}")
+    yield Text(f"data fingerprint {table.fingerprint[:12]}; equal in all rows: {_settings(table.shared)}")
     yield _leaderboard(table, metric, top)
     if len(table.rows) > top:
         yield Text(f"{len(table.rows) - top} more rows. The best of many rows is partly luck.")
@@ -111,18 +110,18 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
         yield Text(f"{_count(repeats, 'older run')} not counted, because a newer run has the same seed")
     yield Text(_test_note(table, on_test))
     if part.verdicts:
-        yield Heading("Is it real?")
-        yield Text("These tests generalise to other seeds on the same images, not to other images.")
+        yield Heading("Differences between rows")
+        yield Text("The tests generalise to other seeds on the same images, not to other images.")
         yield from _verdicts(part.verdicts, metric)
     if part.axis:
-        yield Heading(f"Along {part.axis}")
+        yield Heading(f"Values of {part.axis}")
         yield from _verdicts(part.along, metric)
     times = _times(table, top)
     if times.rows:
         yield Heading("Time")
         yield times
         yield Text(
-            "Means over seeds. s to N %: seconds until the validation accuracy got there, without/with compiling."
+            "Means over seeds. s to N %: seconds until the validation accuracy reached N %, without/with compilation."
         )
     if part.pictures:
         yield Heading("Pictures")
@@ -133,13 +132,13 @@ def _test_note(table: Table, on_test: bool) -> str:
     text = f"This experiment has evaluated the test images of {table.data} {table.test_evaluations:,} times"
     if on_test:
         return f"{text}. These runs did so after every epoch and selected on them: their scores are too optimistic."
-    return f"{text}. A choice by test scores needs new test images."
+    return f"{text}. If you choose by test scores, you need new test images to evaluate the choice."
 
 
 def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     scale, unit = _unit(metric)
     short = short_names(table.varying)
-    columns = table.varying if table.named else []  # otherwise the label names them
+    columns = table.varying if table.named else []  # otherwise the labels contain them
     header = ["#", "row", *(short[key] for key in columns)]
     header += [metric.removeprefix("final_") + unit, "95 % interval", "std", "seeds", "best", "worst", f"test{unit}"]
     rows = []
@@ -186,7 +185,7 @@ def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
 
 def _times(table: Table, top: int) -> Grid:
     reached = [p for p in (97, 98, 99) if any(row.scores(f"seconds_to_{p}") for row in table.rows[:top])]
-    header = ["row", *(f"s to {percent} %" for percent in reached), "s in all", "images/s", "parameters"]
+    header = ["row", *(f"s to {percent} %" for percent in reached), "s in total", "images/s", "parameters"]
     rows = []
     for row in table.rows[:top]:
         cells = [row.label, *(_seconds_to(row, percent) for percent in reached)]
@@ -197,15 +196,15 @@ def _times(table: Table, top: int) -> Grid:
     return Grid(header, rows if any(set(cells[1:]) != {ABSENT} for cells in rows) else [], 1)
 
 
-def _seconds_to(row: Row, percent: int) -> str:
+def _seconds_to(row: LeaderboardRow, percent: int) -> str:
     seconds = row.scores(f"seconds_to_{percent}")
     if not seconds:
         return "never"
     compiling = row.scores("compile_seconds")
-    alone = sum(seconds.values()) / len(seconds)
+    without = sum(seconds.values()) / len(seconds)
     with_it = sum(seconds[seed] + compiling.get(seed, 0.0) for seed in seconds) / len(seconds)
     some = f" ({len(seconds)} of {len(row.runs)})" if len(seconds) < len(row.runs) else ""
-    return f"{alone:.1f}/{with_it:.1f}{some}"
+    return f"{without:.1f}/{with_it:.1f}{some}"
 
 
 def _unit(metric: str) -> tuple[float, str]:
@@ -240,6 +239,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _settings(settings: Mapping[str, str]) -> str:
-    told = [f"{key}={value}" for key, value in settings.items() if not key.startswith("versions.")]
-    libraries = len(settings) - len(told)
-    return ", ".join(told + ([f"versions of {libraries} libraries"] if libraries else [])) or "nothing"
+    shown = [f"{key}={value}" for key, value in settings.items() if not key.startswith("versions.")]
+    libraries = len(settings) - len(shown)
+    return ", ".join(shown + [f"versions of {libraries} libraries"] * bool(libraries)) or "nothing"

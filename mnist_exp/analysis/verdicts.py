@@ -1,4 +1,4 @@
-"""Tests whether rows differ, all pairs corrected together, and states the outcome in words."""
+"""Tests all pairs of rows for a difference, corrects their p values together, and states the outcomes in words."""
 
 import itertools
 import math
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_exp.analysis import leaderboard, statistics
-from mnist_exp.analysis.leaderboard import Row, Table
+from mnist_exp.analysis.leaderboard import LeaderboardRow, Table
 from mnist_exp.scores import bounds, higher_is_better
 
-# Returns which test images a single run got right, bool (n,), or None when its predictions cannot be read.
-Right = Callable[[Row], np.ndarray | None]
+# Returns for a single run which test images are right, bool (n,), or None if its predictions cannot be read.
+Right = Callable[[LeaderboardRow], np.ndarray | None]
 Sample = dict[int, float]
 
 
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """A tested pair before the correction; the verdict's `words` hold a note, without a p the reason for that."""
+    """A pair before the correction. The verdict's `words` hold a note, or the reason why there is no p."""
 
     verdict: Verdict
     x: Sample
@@ -47,8 +47,8 @@ class _Pair(NamedTuple):
     spread: float = math.nan
 
 
-def of_rows(rows: Sequence[Row], metric: str, right: Right, top: int) -> list[Verdict]:
-    """Test each pair of rows: over their seeds, or two single runs on their predictions.
+def of_rows(rows: Sequence[LeaderboardRow], metric: str, right: Right, top: int) -> list[Verdict]:
+    """Tests each pair of rows over their seeds, and each pair of single runs on their predictions.
 
     Returns:
         Verdicts on the pairs of the first `top` rows, corrected for the pairs of all rows.
@@ -66,7 +66,7 @@ def of_rows(rows: Sequence[Row], metric: str, right: Right, top: int) -> list[Ve
 
 
 def along(table: Table, axis: str, metric: str) -> list[Verdict]:
-    """Test each pair of a setting's values, over the other settings that were run with both."""
+    """Tests each pair of a setting's values over the other settings that both values have in common."""
     cells = leaderboard.along(table, axis, metric)
     sign = 1 if higher_is_better(metric) else -1
     every = {value: [score for seeds in found.values() for score in seeds.values()] for value, found in cells.items()}
@@ -76,11 +76,15 @@ def along(table: Table, axis: str, metric: str) -> list[Verdict]:
         if sign * _mean(x.values()) < sign * _mean(y.values()):
             a, b, x, y = b, a, y, x
         if not count:
-            pairs.append(_Pair(Verdict(a, b, "none", 0, math.nan, words="nothing in common"), x, y))
+            pairs.append(
+                _Pair(Verdict(a, b, "none", 0, math.nan, words="these values have no other settings in common"), x, y)
+            )
             continue
         pair = _over_seeds(a, b, x, y, metric)
         if count > 1:
-            words = "; ".join(filter(None, (pair.verdict.words, f"mean over {count} settings of the rest")))
+            words = "; ".join(
+                filter(None, (pair.verdict.words, f"mean over {count} combinations of the other settings"))
+            )
             pair = pair._replace(verdict=pair.verdict._replace(words=words))
         pairs.append(pair)
     return _corrected(pairs, [True] * len(pairs), metric)
@@ -96,13 +100,13 @@ def points(metric: str, value: float) -> str:
 def _over_seeds(first: str, second: str, x: Sample, y: Sample, metric: str) -> _Pair:
     untested = Verdict(first, second, "none", min(len(x), len(y)), _mean(x.values()) - _mean(y.values()))
     if min(len(x), len(y)) < 2:
-        return _Pair(untested._replace(words="a test needs two seeds on each side"), x, y)
+        return _Pair(untested._replace(words="a test needs at least two seeds on each side"), x, y)
     try:
         found = statistics.difference(x, y)
     except statistics.Untestable as error:
         return _Pair(untested._replace(words=str(error)), x, y)
     least, most = bounds(metric)
-    low, high = max(found.low, least - most), min(found.high, most - least)  # no two accuracies are further apart
+    low, high = max(found.low, least - most), min(found.high, most - least)  # two accuracies differ by at most 1
     test = "Welch t" if not found.paired else "paired t" if found.spread else "sign flips"
     verdict = Verdict(first, second, test, found.n, found.value, low, high, found.effect, found.p)
     return _Pair(verdict, x, y, found.spread)
@@ -113,14 +117,14 @@ def _single_runs(
 ) -> _Pair:
     found = Verdict(first, second, "none", 1, _mean(x.values()) - _mean(y.values()))
     if x_right is None or y_right is None or x_right.shape != y_right.shape:
-        return _Pair(found._replace(words="one seed each, and no predictions to test them on"), x, y)
+        return _Pair(found._replace(words="one seed each, and their test predictions cannot be compared"), x, y)
     only_x, only_y, p = statistics.mcnemar(x_right, y_right)
-    note = f"of {len(x_right):,} test images only the first got {only_x} right, only the second {only_y}"
+    note = f"of {len(x_right):,} test images, {only_x} are right in the first run only, {only_y} in the second only"
     return _Pair(found._replace(test="McNemar", p=p, words=note), x, y)
 
 
 def _corrected(pairs: Sequence[_Pair], shown: Sequence[bool], metric: str) -> list[Verdict]:
-    """Correct the tests of all pairs together; return the verdicts on the pairs that are shown."""
+    """Corrects the tests of all pairs together; returns the verdicts on the pairs that are shown."""
     tests = [pair.verdict.p for pair in pairs if not math.isnan(pair.verdict.p)]
     adjusted = iter(statistics.holm(tests))
     found = []
@@ -139,14 +143,14 @@ def _corrected(pairs: Sequence[_Pair], shown: Sequence[bool], metric: str) -> li
 
 
 def _words(v: Verdict, spread: float, tests: int, metric: str) -> str:
-    """The verdict as a sentence: the outcome, its evidence, and the note that `words` holds until now."""
+    """The verdict as a sentence: the outcome, the evidence, and the note in `words`."""
     if math.isnan(v.p_holm):
         return f"not tested: {v.words}"
     note = f"; {v.words}" if v.words else ""
     corrected = f", {_p(v.p_holm)} for {tests:,} pairs" if tests > 1 else ""
     if v.test == "McNemar":
         shown = "these two runs differ" if v.p_holm < statistics.ALPHA else "no difference shown between these two runs"
-        return f"{shown} on the test images ({_p(v.p)}{corrected}; one seed each says nothing of others){note}"
+        return f"{shown} on the test images ({_p(v.p)}{corrected}; not a test over seeds){note}"
     evidence = f"{_p(v.p)}{corrected}, n={v.n}"
     size = points(metric, abs(v.difference))
     if v.p_holm < statistics.ALPHA:

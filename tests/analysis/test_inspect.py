@@ -1,4 +1,4 @@
-"""One run as text."""
+"""The document of one run."""
 
 from mnist_exp.analysis import inspect
 

@@ -1,4 +1,4 @@
-"""Which runs count, which make a row, what is ranked together."""
+"""Selection of runs, and how they form rows and tables."""
 
 import json
 import math
@@ -24,26 +24,26 @@ def test_runs_that_differ_only_in_seed_are_a_row():
     assert table.shared == {**leaderboard.EARLIER, "model": "mlp", "selection": "validation", "trainer.epochs": "3"}
 
 
-def test_what_goes_with_the_model_is_told_once():
+def test_settings_of_only_one_model_do_not_vary():
     (table,) = tables(run(0, model__width=7), run(1, model___target_="mnist_exp.models.cnn", model__filters=[3]))
     assert table.varying == ["model"]
     assert (table.shared["model.width"], table.shared["model.filters"]) == ("7", "[3]")
 
 
-def test_rows_show_what_differs_and_are_called_by_it():
+def test_labels_are_the_settings_that_vary():
     (table,) = tables(run(0, optimizer__learning_rate=0.1, accuracy=0.8), run(1, optimizer__learning_rate=0.2))
     assert table.varying == ["optimizer.learning_rate"]
     assert [row.label for row in table.rows] == ["learning_rate=0.2", "learning_rate=0.1"]
     assert not table.named
 
 
-def test_what_only_some_rows_have_is_told_where_nothing_else_sets_them_apart():
+def test_a_setting_that_some_rows_lack_varies_if_rows_differ_in_nothing_else():
     (table,) = tables(run(0), run(1, model__width=7), run(2, model__width=7, model__depth=2, model__other=2))
     assert table.varying == ["model.depth", "model.width"]
     assert {row.label for row in table.rows} == {"all", "width=7", "depth=2 width=7"}
 
 
-def test_rows_are_called_by_their_names_where_these_tell_them_apart():
+def test_labels_are_names_if_each_row_has_its_own():
     (table,) = tables(run(0, model__width=1, name="wide"), run(1, model__width=2, name="narrow"))
     assert ({row.label for row in table.rows}, table.named) == ({"wide", "narrow"}, True)
 
@@ -61,12 +61,12 @@ def test_code_versions_and_hardware_are_settings():
     assert table.varying == ["device"]
 
 
-def test_where_runs_are_tracked_is_no_setting():
+def test_the_tracking_store_and_the_data_path_are_no_settings():
     (table,) = tables(run(0, tracking__uri="a", data__path="x"), run(1, 1, tracking__uri="b", data__path="y"))
     assert len(table.rows) == 1
 
 
-def test_runs_on_as_many_threads_of_one_device_are_a_row_however_these_were_asked_for():
+def test_runs_with_equal_threads_and_device_are_a_row_whatever_their_config_says():
     tags = {"threads": "2", "device": "cpu"}
     asked = (
         {"trainer__threads": "None", "trainer__devices": "auto"},
@@ -78,20 +78,20 @@ def test_runs_on_as_many_threads_of_one_device_are_a_row_however_these_were_aske
     assert table.varying == ["threads"]
 
 
-def test_a_seed_counts_once_however_often_it_ran():
+def test_only_the_newest_run_of_a_seed_counts():
     (table,) = tables(run(0, 5, 0.9), run(1, 5, 0.8), run(2, 6, 0.7))  # newest first
     (row,) = table.rows
     assert (row.scores(METRIC), row.repeats) == ({5: 0.9, 6: 0.7}, 1)
 
 
-def test_no_interval_leaves_the_range_of_its_metric():
+def test_an_interval_is_clipped_to_the_range_of_its_metric():
     (table,) = tables(run(0, 0, 0.2, metrics={"x_loss": 0.1}), run(1, 1, 0.9, metrics={"x_loss": 9.0}))
     found, loss = (table.rows[0].summary(metric) for metric in (METRIC, "x_loss"))
     assert (found.low, found.high) == (0.0, 1.0)
     assert (loss.low, loss.high) == (0.0, pytest.approx(4.55 + 12.7062 * 4.45, abs=1e-3))
 
 
-def test_a_loss_ranks_upwards():
+def test_the_smallest_loss_ranks_first():
     records = [run(n, metrics={"final_val_loss": loss}, x__y=n) for n, loss in enumerate((0.3, 0.1, 0.2))]
     (table,) = tables(*records, metric="final_val_loss")
     assert [row.settings["x.y"] for row in table.rows] == ["1", "2", "0"]
@@ -107,7 +107,7 @@ def test_other_data_and_other_splits_have_a_table_each():
     ]
 
 
-def test_what_does_not_count_is_counted():
+def test_runs_that_are_not_ranked_are_counted_by_reason():
     records = [
         run(0),
         run(1, deleted=True),
@@ -135,14 +135,14 @@ def test_what_does_not_count_is_counted():
     }
 
 
-def test_nothing_good_is_an_empty_board():
+def test_a_board_without_ranked_runs_has_no_tables():
     board = leaderboard.board([run(0, status="FAILED")], ALL, METRIC)
     assert (board.tables, board.left_out) == ([], {"failed": 1})
     assert leaderboard.board([], Choice(), METRIC).tables == []
 
 
-def test_looks_at_the_test_set():
-    """Once a run, deleted and failed ones too; after every epoch where it selects; never for a sweep's own run."""
+def test_evaluations_of_the_test_set():
+    """One per run, also if deleted; one per epoch if the run selects on the test set; none for a sweep's own run."""
     records = [
         run(0),
         run(1, deleted=True),
@@ -165,10 +165,10 @@ class TestChoice:
     WHO = tuple(record.run_id[-2:] for record in RECORDS)
 
     def chosen(self, **choice):
-        runs, said = leaderboard.choose(self.RECORDS, Choice(**choice))
-        return [record.run_id[-2:] for record in runs], said
+        runs, description = leaderboard.choose(self.RECORDS, Choice(**choice))
+        return [record.run_id[-2:] for record in runs], description
 
-    def test_nothing_said_means_the_newest_sweep(self):
+    def test_the_default_is_the_newest_sweep(self):
         assert self.chosen() == (["a1", "b1"], "sweep s2")  # which also used the result of an older run
 
     def test_everything_sweep_tag_and_ids(self):
@@ -177,7 +177,7 @@ class TestChoice:
         assert self.chosen(tags={"sweep": "s1"})[0] == ["b0", "b1"]
         assert self.chosen(ids=["0" * 30 + "a1", "0" * 30 + "b0"])[0] == ["a1", "b0"]
 
-    def test_what_is_not_there_is_refused(self):
+    def test_an_unknown_sweep_or_id_is_refused(self):
         with pytest.raises(RequestError, match=r"no sweep 's9'; the newest are: s3, s2, s1"):
             self.chosen(sweep="s9")
         with pytest.raises(RequestError, match="no run has an id that begins with 'f'"):
@@ -185,22 +185,22 @@ class TestChoice:
         with pytest.raises(RequestError, match="4 runs have an id that begins with '0'"):
             self.chosen(ids=["0"])
 
-    def test_without_a_sweep_everything_counts(self):
+    def test_without_any_sweep_the_default_is_all_runs(self):
         record = run(0)._replace(tags={"kind": "run"})
         assert leaderboard.choose([record], Choice()) == ([record], "all runs")
 
 
-def test_the_test_set_ranks_nothing():
-    with pytest.raises(RequestError, match="--metric must not be one of the test set"):
+def test_a_test_metric_is_refused():
+    with pytest.raises(RequestError, match="--metric must not be a test metric"):
         tables(run(0), metric="test_accuracy")
 
 
-def test_an_unknown_metric_names_those_there_are():
-    with pytest.raises(RequestError, match="'speed'; there are: final_val_accuracy, val_accuracy"):
+def test_the_error_for_an_unknown_metric_lists_the_metrics():
+    with pytest.raises(RequestError, match="'speed'; their metrics are: final_val_accuracy, val_accuracy"):
         tables(run(0), metric="speed")
 
 
-def test_along_an_axis_the_rest_is_held_equal():
+def test_along_an_axis_the_other_settings_are_equal():
     (table,) = tables(*grid())
     assert table.varying == ["optimizer", "model.width", "optimizer.learning_rate"]
     cells = leaderboard.along(table, "optimizer", METRIC)
@@ -211,7 +211,7 @@ def test_along_an_axis_the_rest_is_held_equal():
     assert sgd == pytest.approx({0: 0.515, 1: 0.516})
 
 
-def test_values_without_common_settings_have_nothing_in_common():
+def test_values_without_common_settings_have_no_common_scores():
     assert leaderboard.common({("a",): {0: 0.1}}, {("b",): {0: 0.1}}) == ({}, {}, 0)
 
 
@@ -219,5 +219,5 @@ def test_an_axis_is_named_in_full_or_without_its_group():
     (table,) = tables(*grid())
     assert leaderboard.resolve_axis(table, "width") == "model.width"
     assert leaderboard.resolve_axis(table, "optimizer") == "optimizer"
-    with pytest.raises(RequestError, match=r"got 'trainer.epochs'; there are: optimizer, model.width"):
+    with pytest.raises(RequestError, match=r"got 'trainer.epochs'; these vary: optimizer, model.width"):
         leaderboard.resolve_axis(table, "trainer.epochs")

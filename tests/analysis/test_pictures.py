@@ -1,4 +1,4 @@
-"""Which test images a report may show."""
+"""A report shows test images only of the data set that the runs were tested on."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def test_images_of_other_data_with_equal_labels_are_not_shown(params, fingerprin
     inverted = {"x_train": 255 - digits.train.images, "x_test": 255 - digits.test.images}
     np.savez("other.npz", **inverted, y_train=digits.train.labels, y_test=digits.test.labels)
     run = tracked_runs.run(0)._replace(params=params)
-    table = leaderboard.Table("x", fingerprint, [leaderboard.Row("x", {}, {0: run}, 0)], False, [], {}, 0)
-    found = pictures._test_images(table, digits.test.labels)
+    table = leaderboard.Table("x", fingerprint, [leaderboard.LeaderboardRow("x", {}, {0: run}, 0)], False, [], {}, 0)
+    found = pictures._dataset(table, digits.test.labels)
     assert (found is not None) == shown
     if shown:
-        np.testing.assert_array_equal(found, digits.test.images)
+        np.testing.assert_array_equal(found.test.images, digits.test.images)

@@ -8,8 +8,8 @@ EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 
 
 @pytest.mark.parametrize("text_of", [render.as_text, render.as_markdown])
-def test_a_document_shows_them_in_every_block(text_of):
+def test_control_characters_are_escaped_in_every_block(text_of):
     document = [report.Heading(EVIL), report.Text(EVIL), report.Grid([EVIL], [[EVIL]], 0)]
     text = text_of(document)
     assert all(line.isprintable() for line in text.splitlines())
-    assert "forged" not in text.splitlines()  # no name makes a line of its own
+    assert "forged" not in text.splitlines()  # a name cannot start a line of its own

@@ -1,4 +1,4 @@
-"""Statistics against published examples and against what they promise, by simulation."""
+"""Statistics against published examples, against SciPy, and by simulation against the rates that they claim."""
 
 import math
 
@@ -24,7 +24,7 @@ def sample(values, first=0):
 
 
 def simulated(experiments, seeds, kind, seed=0):
-    """Accuracies (experiments, seeds) around 0.97: normal, or right answers of 5,000 with a seed's own skill."""
+    """Accuracies (experiments, seeds) around 0.97: normal, or binomial for 5,000 images."""
     random = np.random.default_rng(seed)
     skill = 0.97 + 0.002 * random.standard_normal((experiments, seeds))
     return skill if kind == "normal" else random.binomial(5000, skill) / 5000
@@ -47,14 +47,14 @@ def test_summary_of_one_value_has_no_spread():
 
 
 @pytest.mark.parametrize("kind", ["normal", "binomial"])
-def test_the_interval_covers_what_it_says(kind):
+def test_the_interval_covers_95_percent(kind):
     found = [statistics.summarise(values) for values in simulated(2000, 5, kind)]
     assert 0.93 <= np.mean([row.low <= 0.97 <= row.high for row in found]) <= 0.97
 
 
 @pytest.mark.parametrize("kind", ["normal", "binomial"])
 @pytest.mark.parametrize("paired", [True, False], ids=["paired", "welch"])
-def test_false_positives_are_as_rare_as_they_say(kind, paired):
+def test_the_false_positive_rate_is_5_percent(kind, paired):
     pairs = zip(simulated(2500, 5, kind, 1), simulated(2500, 5, kind, 2), strict=True)
     found = [statistics.difference(sample(x), sample(y, 0 if paired else 5)) for x, y in pairs]
     assert {row.paired for row in found} == {paired}
@@ -92,13 +92,13 @@ def test_permutation_of_darwins_maize():
     assert statistics.difference(sample(MAIZE), nothing).p == pytest.approx(0.0497, abs=5e-5)
 
 
-def test_permutation_counts_out_every_arrangement_of_few_pairs():
+def test_permutation_tries_all_combinations_of_few_pairs():
     # No gap of the sleep data is negative and one is zero: 2 signs of that times 2 extremes, of 1,024.
     assert statistics.permutation(sample(SLEEP[0]), sample(SLEEP[1])) == 4 / 1024
     assert statistics.permutation(sample([0.1, 0.2, 0.3, 0.4, 0.5]), sample([0] * 5)) == 2 / 32
 
 
-def test_bootstrap_is_as_narrow_at_five_pairs_as_its_docstring_says(monkeypatch):
+def test_coverage_of_the_bootstrap_interval(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 999)
     for seeds, covers in ((5, 0.82), (20, 0.92)):
         zero = sample([0.97] * seeds)
@@ -118,12 +118,12 @@ def test_hedges_g_of_a_textbook():
     ("size", "paired", "seeds"),
     [(0.5, False, 64), (0.8, False, 26), (0.5, True, 34), (0.2, True, 199), (0.01, True, None), (50.0, True, 2)],
 )
-def test_seeds_that_show_a_difference(size, paired, seeds):
-    """64 and 26 are Cohen's table of 1988, 34 and 199 what G*Power says."""
+def test_seeds_to_show_of_published_tables(size, paired, seeds):
+    """64 and 26 are from Cohen's table of 1988, 34 and 199 from G*Power."""
     assert statistics.seeds_to_show(-size * 3, 3.0, paired) == seeds
 
 
-def test_seeds_that_show_a_difference_do_show_it():
+def test_seeds_to_show_reach_the_power():
     n = statistics.seeds_to_show(0.002, 0.002, paired=True)
     gaps = np.random.default_rng(0).normal(0.002, 0.002, (3000, n))
     shown = np.mean(scipy_stats.ttest_1samp(gaps, 0, axis=1).pvalue < 0.05)
@@ -140,7 +140,7 @@ def test_holm_of_a_textbook():
     assert statistics.holm([]) == []
 
 
-def test_holm_keeps_false_positives_of_a_family_rare():
+def test_holm_keeps_the_family_wise_error_rate():
     scores = np.random.default_rng(4).standard_normal((600, 4, 5))
     wrong = 0
     for rows in scores:
@@ -164,7 +164,7 @@ def test_mcnemar_of_a_textbook():
     assert p == pytest.approx(scipy_stats.chi2.sf(17.36, 1), rel=0.3)  # an approximation this far out
 
 
-def test_mcnemar_of_runs_that_never_or_hardly_differ():
+def test_mcnemar_of_runs_that_differ_on_few_images():
     assert statistics.mcnemar(*counted(9, 0, 0, 1)) == (0, 0, 1.0)
     assert statistics.mcnemar(*counted(9, 1, 0, 0)) == (1, 0, 1.0)
     assert statistics.mcnemar(*counted(0, 8, 0, 0)) == (8, 0, 2 / 2**8)
@@ -188,7 +188,7 @@ def test_one_sample_without_spread_is_tested():
     assert welch.p == pytest.approx(scipy_stats.ttest_ind(x, flat, equal_var=False).pvalue)
 
 
-def test_equal_gaps_say_no_more_than_their_signs_do():
+def test_equal_differences_are_tested_by_their_signs():
     found = statistics.difference(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
     assert (found.p, found.spread, found.value) == (2 / 2**4, 0.0, pytest.approx(0.1))
     assert found.p == statistics.permutation(sample([0.9, 0.8, 0.7, 0.6]), sample([0.8, 0.7, 0.6, 0.5]))
@@ -199,7 +199,7 @@ def test_equal_gaps_say_no_more_than_their_signs_do():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_scores_that_are_no_numbers_are_not_tested(value):
+def test_scores_that_are_not_finite_are_not_tested(value):
     with pytest.raises(statistics.Untestable, match="not a finite number"):
         statistics.difference(sample([0.9, value]), sample([0.8, 0.7]))
 
@@ -221,7 +221,7 @@ def test_random_samples_agree_with_scipy():
         assert p == pytest.approx(scipy_stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
-def test_both_ends_of_an_interval_are_cut_to_the_bounds_of_the_metric():
+def test_an_interval_is_clipped_to_the_bounds_of_the_metric():
     found = statistics.summarise([0.34, 0.36, 0.5], (0.0, 1.0))
     whole = statistics.summarise([0.34, 0.36, 0.5])
     assert (found.low, found.high) == (whole.low, whole.high)
@@ -235,8 +235,8 @@ def test_both_ends_of_an_interval_are_cut_to_the_bounds_of_the_metric():
     ]
 
 
-def test_one_seed_is_no_sample():
-    with pytest.raises(ValueError, match="two seeds on each side, got 1 and 5"):
+def test_one_seed_is_not_tested():
+    with pytest.raises(ValueError, match="at least two seeds on each side, got 1 and 5"):
         statistics.difference({0: 0.9}, sample(range(5)))
 
 

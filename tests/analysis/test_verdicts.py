@@ -1,4 +1,4 @@
-"""Words follow numbers."""
+"""The sentence of a verdict follows from its numbers."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_a_difference_that_is_not_shown_says_how_many_seeds_would():
     assert found.words == f"no difference shown (p={found.p:.2g}, n=5; about {seeds} seeds would show 0.10 points)"
 
 
-def test_more_pairs_ask_for_more():
+def test_more_pairs_need_a_smaller_p():
     near = [[0.97, 0.971, 0.969, 0.97, 0.972], [0.969, 0.969, 0.969, 0.969, 0.969]]
     (alone,) = judged(near)
     together = judged([*near, [0.5, 0.6, 0.5, 0.6, 0.5], [0.4, 0.5, 0.6, 0.5, 0.4]])
@@ -52,8 +52,8 @@ def test_more_pairs_ask_for_more():
     assert "for 6 pairs" in same.words
 
 
-def test_how_many_rows_are_shown_changes_no_p():
-    """The first rows lead by the very metric that is tested: the pairs of the other rows count as well."""
+def test_the_number_of_rows_shown_changes_no_p():
+    """The first rows were selected by the tested metric, so the correction counts the pairs of all rows."""
     scores = np.random.default_rng(1).normal(0.9, 0.01, (6, 4)).tolist()
     every = {(v.first, v.second): v for v in judged(scores)}
     assert len(every) == 15
@@ -64,7 +64,7 @@ def test_how_many_rows_are_shown_changes_no_p():
     assert [v.p_holm for v in every.values()] == pytest.approx(statistics.holm(p))
 
 
-def test_single_runs_beyond_those_shown_count_too():
+def test_the_correction_counts_single_runs_that_are_not_shown():
     answers = {f"row{n}": np.repeat([True, False], [95 - 5 * n, 5 + 5 * n]) for n in range(4)}
     scores = [[0.95], [0.9], [0.85], [0.8]]
     (found,) = judged(scores, lambda row: answers[row.label], top=2)
@@ -80,7 +80,7 @@ def test_rows_that_do_not_vary_with_the_seed_are_not_tested(other):
     assert all(map(math.isnan, (found.p, found.p_holm, found.low, found.high, found.effect)))
 
 
-def test_equal_gaps_have_a_test_of_signs_and_no_interval():
+def test_equal_differences_have_a_sign_test_and_no_interval():
     seeds = np.arange(7) / 1000
     (found,) = judged([list(0.91 + seeds), list(0.9 + seeds)])
     assert (found.test, found.p, found.bootstrap) == ("sign flips", 2 / 2**7, None)
@@ -89,19 +89,18 @@ def test_equal_gaps_have_a_test_of_signs_and_no_interval():
     assert found.words == "no difference shown (p=0.5, n=2)"
 
 
-def test_no_interval_of_a_difference_is_wider_than_the_metric():
+def test_the_interval_of_a_difference_is_clipped_to_the_metric():
     (found,) = judged([[0.1, 0.9], [0.2, 0.1]])
     assert (found.low, found.high) == (-1.0, 1.0)
     (found,) = judged([[0.1, 0.9], [0.2, 0.1]], metric="final_val_loss")
     assert found.low < -1 < 1 < found.high
 
 
-def test_a_reason_is_never_empty():
-    """Each way not to be tested, over rows and along an axis."""
+def test_every_untested_pair_has_a_reason():
     one_seed = [run(n, 0, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2)]
     (board_table,) = leaderboard.board(one_seed, ALL, METRIC).tables
     (found,) = verdicts.along(board_table, "x.y", METRIC)
-    assert found.words == "not tested: a test needs two seeds on each side"
+    assert found.words == "not tested: a test needs at least two seeds on each side"
     flat = [run(10 * n + s, s, x__y=n, metrics={METRIC: 0.9 - n / 10}) for n in range(2) for s in range(2)]
     (board_table,) = leaderboard.board(flat, ALL, METRIC).tables
     (found,) = verdicts.along(board_table, "x.y", METRIC)
@@ -109,10 +108,13 @@ def test_a_reason_is_never_empty():
     once = [record for record in grid() if record.params["seed"] == "0"]
     (board_table,) = leaderboard.board(once, ALL, METRIC).tables
     (found,) = verdicts.along(board_table, "optimizer", METRIC)
-    assert found.words == "not tested: a test needs two seeds on each side; mean over 2 settings of the rest"
+    assert (
+        found.words
+        == "not tested: a test needs at least two seeds on each side; mean over 2 combinations of the other settings"
+    )
 
 
-def test_a_loss_is_better_when_lower():
+def test_a_smaller_loss_is_better():
     (found,) = judged([[0.1, 0.11, 0.12], [0.3, 0.31, 0.33]], metric="final_val_loss")
     assert found.first == "row0"
     assert found.difference == pytest.approx(-0.61 / 3)
@@ -121,7 +123,7 @@ def test_a_loss_is_better_when_lower():
 
 def test_one_seed_on_one_side_is_not_tested():
     (found,) = judged([[0.9], [0.8, 0.81]])
-    assert (found.test, found.words) == ("none", "not tested: a test needs two seeds on each side")
+    assert (found.test, found.words) == ("none", "not tested: a test needs at least two seeds on each side")
     assert math.isnan(found.p)
 
 
@@ -130,9 +132,9 @@ def test_two_single_runs_are_tested_on_their_predictions():
     (found,) = judged([[0.95], [0.85]], lambda row: answers[row.label])
     assert (found.test, found.p) == ("McNemar", 2 / 2**10)
     assert found.words.startswith("these two runs differ on the test images (p=0.002;")
-    assert found.words.endswith("of 100 test images only the first got 10 right, only the second 0")
+    assert found.words.endswith("of 100 test images, 10 are right in the first run only, 0 in the second only")
     (found,) = judged([[0.95], [0.85]])
-    assert found.words == "not tested: one seed each, and no predictions to test them on"
+    assert found.words == "not tested: one seed each, and their test predictions cannot be compared"
 
 
 def test_along_an_axis():
@@ -140,14 +142,14 @@ def test_along_an_axis():
     (found,) = verdicts.along(board_table, "optimizer", METRIC)
     assert (found.first, found.second, found.n) == ("Adam", "SGD", 2)
     assert found.difference == pytest.approx(0.1)
-    assert found.words.endswith("mean over 2 settings of the rest")
+    assert found.words.endswith("mean over 2 combinations of the other settings")
 
 
-def test_along_an_axis_nothing_in_common_is_said():
+def test_values_without_common_settings_are_not_tested():
     records = [
         run(n, s, x__y=n, x__z=n if other else 0, w__w=w)
         for n in range(2)
         for s, w, other in ((0, n, False), (1, n + 5, True))
     ]
     (found,) = verdicts.along(leaderboard.board(records, ALL, METRIC).tables[0], "x.y", METRIC)
-    assert found.words == "not tested: nothing in common"
+    assert found.words == "not tested: these values have no other settings in common"

@@ -1,4 +1,4 @@
-"""Runs as a store gives them."""
+"""Runs as `tracking` returns them."""
 
 from mnist_exp.analysis.leaderboard import Choice
 from mnist_exp.tracking import RunInfo
