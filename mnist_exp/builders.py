@@ -72,19 +72,20 @@ def _check_rate(rate: object, total_steps: int) -> None:
             )
 
 
-def build_loss(node: Mapping[str, Any], num_classes: int, mixing: Sequence[str] = ()) -> keras.losses.Loss:
+def build_loss(node: Mapping[str, Any], class_counts: np.ndarray, mixing: Sequence[str] = ()) -> keras.losses.Loss:
     """A loss on logits, float (n, num_classes), checked with the labels that the run will have.
 
     Args:
         node: of the config.
-        num_classes: of the data set.
+        class_counts: int64 (num_classes,), the training images of each class.
         mixing: keys of the layers of `augment` that mix labels. If there are any, the labels are soft, float32
             (n, num_classes), otherwise integers (n,).
 
     Raises:
         RequestError: the target returns no loss, or one that gives no finite number for equal logits.
     """
-    loss = build(node, num_classes)
+    num_classes = len(class_counts)
+    loss = build(node, num_classes, class_counts=class_counts)
     if not isinstance(loss, keras.losses.Loss):
         raise RequestError(f"loss._target_ must return a keras.losses.Loss, got {type(loss).__name__}")
     labels = np.full((2, num_classes), 1 / num_classes, np.float32) if mixing else np.zeros(2, np.int64)

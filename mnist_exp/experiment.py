@@ -179,7 +179,7 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
     augmentation = builders.build_augmentation(config, dataset)
     mixing = augmentation.mixing if augmentation is not None else ()
     return model, trainer.Training(
-        loss=builders.build_loss(config.loss, dataset.num_classes, mixing),
+        loss=builders.build_loss(config.loss, dataset.class_counts, mixing),
         optimizer=builders.build_optimizer(config.optimizer, config.schedule, steps),
         epochs=settings.epochs,
         batch_size=settings.batch_size,

@@ -7,13 +7,13 @@ import numpy as np
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a higher value of this metric is better: accuracies and speed. All others are losses, errors or costs."""
-    return "accuracy" in name or name == "images_per_second"
+    """Whether a higher value of this metric is better: accuracies, F1, speed. Others are losses, errors or costs."""
+    return "accuracy" in name or "f1" in name or name == "images_per_second"
 
 
 def bounds(name: str) -> tuple[float, float]:
     """Smallest and largest possible value of a metric; losses, times and counts are unbounded."""
-    return 0.0, 1.0 if "accuracy" in name or "calibration_error" in name else math.inf
+    return 0.0, 1.0 if any(part in name for part in ("accuracy", "f1", "calibration_error")) else math.inf
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -111,6 +111,47 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
     interval = np.ceil(confidence * bins).astype(np.int64)
     gaps = np.bincount(interval, weights=confidence - correct)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray, *, bins: int) -> dict[str, float]:
+    """`calibration_error` with a number of bins of one's own. Every run has `test_calibration_error`, with 15."""
+    return {f"{bins}_bins": calibration_error(logits, labels, bins)}
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, *, k: int) -> dict[str, float]:
+    """The share of images whose class is among the k largest logits.
+
+    Of equal logits that of the smaller class counts as larger, as in `argmax`.
+
+    Raises:
+        ValueError: if k is larger than the number of classes.
+    """
+    if k > logits.shape[1]:
+        raise ValueError(f"k must be at most the {logits.shape[1]} classes, got {k}")
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    return {"accuracy": float((best == labels[:, None]).any(axis=1).mean())}
+
+
+def macro_f1(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean of the classes' F1. It is 0 for a class that is never predicted or has no images."""
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), logits.shape[1])
+    return {"macro_f1": float(per_class(confusion)["f1"].mean())}
+
+
+def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean recall of the classes that have images (https://doi.org/10.1109/ICPR.2010.764)."""
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), logits.shape[1])
+    return {"balanced_accuracy": float(per_class(confusion)["recall"][confusion.sum(axis=1) > 0].mean())}
+
+
+def brier(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean over the images of sum_c (softmax(logits)[c] - [c is the label])^2, from 0 to 2.
+
+    Brier, Verification of forecasts expressed in terms of probability, 1950.
+    """
+    error = softmax(logits)
+    error[np.arange(len(labels)), labels] -= 1
+    return {"brier": float((error**2).sum(axis=1).mean())}
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

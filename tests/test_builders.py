@@ -4,12 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from mnist_exp import builders
+from mnist_exp import builders, losses
 from mnist_exp.config import check
 from mnist_exp.data import Split
 from mnist_exp.errors import RequestError
 from tests.helpers.configs import composed
 from tests.helpers.digits import small
+
+COUNTS = np.ones(10, np.int64)  # of the training images of each class
 
 
 class Shift(keras.layers.Layer):
@@ -149,7 +151,7 @@ def test_a_score_cannot_replace_one_that_every_run_has():
 )
 def test_a_loss_that_breaks_the_contract_is_refused(loss, message):
     with pytest.raises(RequestError, match=message):
-        builders.build_loss({"_target_": name(loss), **({"labels": 0} if loss is single else {})}, 10)
+        builders.build_loss({"_target_": name(loss), **({"labels": 0} if loss is single else {})}, COUNTS)
 
 
 def sparse_only(num_classes):
@@ -158,11 +160,23 @@ def sparse_only(num_classes):
 
 def test_a_loss_has_to_take_soft_labels_only_if_they_are_mixed():
     node = {"_target_": name(sparse_only)}
-    builders.build_loss(node, 10)
+    builders.build_loss(node, COUNTS)
     with pytest.raises(
         RequestError, match=r"^loss\._target_ must take soft labels, .* because augment\.both mixes lab"
     ):
-        builders.build_loss(node, 10, ["both"])
+        builders.build_loss(node, COUNTS, ["both"])
+
+
+def counted(num_classes, class_counts, *, power):
+    return losses.cross_entropy(num_classes, class_weight=list(class_counts**power))
+
+
+def test_a_loss_that_takes_the_class_counts_gets_them():
+    counts = np.arange(1, 11)
+    loss = builders.build_loss({"_target_": name(counted), "power": 2}, counts)
+    assert loss.class_weights == [float(n * n) for n in counts]
+    with pytest.raises(RequestError, match=r"^loss\.class_counts is not a key of mnist_exp\.losses\.cross_entropy"):
+        check(composed("+loss.class_counts=[1]"))
 
 
 def test_callbacks_come_in_the_order_given_and_must_be_of_keras():

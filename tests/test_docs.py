@@ -45,9 +45,12 @@ def group_options(group):
         lines.append(f"- `{group}={path.stem}`: {text[0].removeprefix('# ')}")
         if group in ("experiment", "sweep"):  # they set keys of other groups
             continue
-        for found in filter(None, (re.fullmatch(r"(\w+): +(\S.*?) +# (.*)", line) for line in text[1:])):
-            if found[1] != "_target_":
-                keys.setdefault((found[1], found[3]), {})[path.stem] = found[2]
+        under = ""  # options of lists have their keys under one of their own
+        for line in text[1:]:
+            under = line[:-1] + "." if re.fullmatch(r"\w+:", line) else under
+            found = re.fullmatch(r" *(\w+): +(\S.*?) +# (.*)", line)
+            if found and found[1] != "_target_":
+                keys.setdefault((under + found[1], found[3]), {})[path.stem] = found[2]
     if keys:
         lines += ["", "| key | of | default | meaning |", "|---|---|---|---|"]
     for (key, meaning), defaults in keys.items():

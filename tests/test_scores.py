@@ -160,3 +160,36 @@ def test_most_confident_mistakes_may_be_fewer_than_asked_or_none():
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
     assert scores.most_confident_mistakes(logits, np.array([1, 0, 1]), 25).tolist() == [0, 1]
     assert scores.most_confident_mistakes(logits, np.array([0, 1, 1]), 25).tolist() == []
+
+
+def test_optional_scores_are_those_of_scikit_learn(scored):
+    logits, labels = scored
+    labels, logits = labels.clip(0, 8), logits.copy()  # no image of class 9
+    predictions, probabilities = logits.argmax(axis=1), scores.softmax(logits)
+    for k in (1, 3, 10):
+        theirs = sklearn_metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(10)) if k < 10 else 1.0
+        assert scores.top_k(logits, labels, k=k) == {"accuracy": pytest.approx(theirs, rel=1e-12)}
+    f1 = sklearn_metrics.f1_score(labels, predictions, labels=range(10), average="macro", zero_division=0)
+    assert scores.macro_f1(logits, labels) == {"macro_f1": pytest.approx(f1, rel=1e-12)}
+    recall = sklearn_metrics.recall_score(labels, predictions, labels=range(9), average="macro")
+    assert scores.balanced_accuracy(logits, labels) == {"balanced_accuracy": pytest.approx(recall, rel=1e-12)}
+    brier = sum(sklearn_metrics.brier_score_loss(labels == c, probabilities[:, c]) for c in range(10))
+    assert scores.brier(logits, labels) == {"brier": pytest.approx(brier, rel=1e-9)}
+
+
+def test_calibration_error_of_other_bins(scored):
+    assert scores.calibration(*scored, bins=15) == {"15_bins": scores.calibration_error(*scored)}
+    (value,) = scores.calibration(*scored, bins=1).values()  # mean confidence minus accuracy
+    confidence, right = scores.softmax(scored[0]).max(axis=1), scored[0].argmax(axis=1) == scored[1]
+    assert value == pytest.approx(abs(confidence.mean() - right.mean()), rel=1e-9)
+
+
+def test_top_k_of_equal_logits_prefers_the_smaller_class():
+    assert scores.top_k(np.zeros((4, 4)), np.arange(4), k=3) == {"accuracy": 0.75}
+    with pytest.raises(ValueError, match="k must be at most the 4 classes, got 5"):
+        scores.top_k(np.zeros((4, 4)), np.arange(4), k=5)
+
+
+@pytest.mark.parametrize(("name", "better"), [("test_macro_f1", True), ("test_top_k_accuracy", True), ("brier", False)])
+def test_direction_of_optional_scores(name, better):
+    assert scores.higher_is_better(name) is better

@@ -11,7 +11,7 @@ from mnist_exp import tracking
 from mnist_exp.analysis import predictions, statistics
 from mnist_exp.analysis.leaderboard import ABSENT, SHORT_NAMES, flatten_json
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
-from mnist_exp.config import changes_result, option_defaults
+from mnist_exp.config import changes_result, current_params, option_defaults
 from mnist_exp.tracking import RunInfo
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -82,8 +82,9 @@ def unlike_defaults(params: Mapping[str, str]) -> list[str]:
 def diff(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
     """The differences of two runs in configuration, code, data, environment and results."""
     yield Heading(f"{a.name} ({a.run_id[:8]}) and {b.name} ({b.run_id[:8]})")
-    keys = sorted(key for key in a.params.keys() | b.params.keys() if changes_result(key) and key not in SHORT_NAMES)
-    yield from _differing("configuration", a.params, b.params, keys)
+    before, after = current_params(a.params), current_params(b.params)
+    keys = sorted(key for key in before | after if changes_result(key) and key not in SHORT_NAMES)
+    yield from _differing("configuration", before, after, keys)
     yield from _code(uri, a, b)
     yield from _differing("data", a.tags, b.tags, ["data.name", "data.fingerprint", "selection"])
     first, second = _environment(uri, a), _environment(uri, b)

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import statistics
-from mnist_exp.config import STAND_INS, changes_result, flatten
+from mnist_exp.config import STAND_INS, changes_result, current_params, flatten
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
 
-EARLIER = {"loss": "cross_entropy", "callbacks": "None", "scores": "None"}  # settings of versions without these groups
 SHORT_NAMES = ("model", "optimizer")  # params that repeat the name of a `_target_` for MLflow's UI
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
 GROUPS = ("model", "optimizer", "schedule", "augment")  # a label shows their options without the key
@@ -171,8 +170,8 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 
 def settings(run: RunInfo) -> dict[str, str]:
     """All config values and environment factors that can change a run's result, except its seed and data."""
-    found = dict(EARLIER)
-    for key, value in run.params.items():
+    found = {}
+    for key, value in current_params(run.params).items():
         if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
             group, _, name = key.partition(".")
             found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value

@@ -47,6 +47,14 @@ def params(config: Config) -> dict[str, str]:
     return names | {key: redact(f"{key}={_text(value)}").removeprefix(f"{key}=") for key, value in flat.items()}
 
 
+def current_params(logged: Mapping[str, str]) -> dict[str, str]:
+    """The params of a run of any version: keys that are newer have the value that means what the run did."""
+    found = {"loss._target_": "mnist_exp.losses.cross_entropy", "callbacks": "None", "scores": "None", **logged}
+    if found["loss._target_"] == "mnist_exp.losses.cross_entropy":
+        found = {"loss.label_smoothing": "0.0", "loss.class_weight": "None", **found}
+    return found
+
+
 def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list) else str(value)
 

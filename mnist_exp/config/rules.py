@@ -11,7 +11,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp.config.schema import ARGUMENTS, CONF_DIR, LISTS, READ, Config, ConfigError, flatten, nodes
+from mnist_exp.config.schema import ARGUMENTS, CONF_DIR, LISTS, OFFERED, READ, Config, ConfigError, flatten, nodes
 from mnist_exp.config.targets import Signature, is_ours, signature
 from mnist_exp.data import DataError, check_validation
 from mnist_exp.errors import first_line
@@ -117,6 +117,14 @@ RULES: dict[str, Rule] = {
     "adam_beta_2": _SHARE_BELOW_1,
     "epsilon": _POSITIVE,
     "initial_accumulator_value": _NOT_NEGATIVE,
+    "label_smoothing": _SHARE_BELOW_1,
+    "class_weight": Rule(
+        "null, balanced, or a list with a number of at least 0 for each class",
+        lambda v: v in (None, "balanced") or _list_of(_NOT_NEGATIVE).holds(v),
+    ),
+    "gamma": _NOT_NEGATIVE,
+    "mnist_exp.scores.top_k.k": _COUNT,
+    "mnist_exp.scores.calibration.bins": _COUNT,
     "weight_decay": _optional(_NOT_NEGATIVE),
     "global_clipnorm": _optional(_POSITIVE),
     "use_ema": _BOOLEAN,
@@ -307,8 +315,11 @@ def _key_mistakes(group: str, place: str, node: Mapping[str, Any], taken: Signat
         yield f"{place}._target_ must name what takes {', '.join(passed)} first, got {target!r}"
         return
     filled = set(taken.positional[: len(passed)])  # by the run, under whatever name
+    offered = set(OFFERED.get(group, ()))
     given, accepted = set(node) - {"_target_"}, taken.keywords - filled
-    needed = taken.required - filled | read
+    needed = taken.required - filled - offered | read
+    if is_ours(node):
+        accepted -= offered
     if not taken.any_keyword:
         for key in sorted(read - accepted):
             yield f"{place}._target_ must take {key}, got {target!r}"

@@ -112,6 +112,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "callbacks": (),
     "scores": ("logits", "labels"),
 }
+# Further arguments, which a run passes by keyword to the targets that take them. `class_counts`: int64 (num_classes,),
+# the training images of each class. `folder`: the run's, as a Path. What a callback writes there becomes an artifact.
+OFFERED: dict[str, tuple[str, ...]] = {"loss": ("class_counts",), "callbacks": ("folder",)}
 # Groups of which a run can have several options, in the order given. Each option is a node under its own key.
 LISTS = ("augment", "callbacks", "scores")
 # Keys that a run reads itself, even if the target has a default for them.

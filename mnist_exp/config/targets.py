@@ -156,7 +156,11 @@ def targets(config: Config) -> frozenset[str]:
     return frozenset(node["_target_"] for _, _, node in nodes(config))
 
 
-def build(node: Mapping[str, Any], *arguments: Any) -> Any:
-    """Call a node's `_target_` with the run's arguments first and the node's other keys by keyword."""
+def build(node: Mapping[str, Any], *arguments: Any, **offered: Any) -> Any:
+    """Call a node's `_target_` with the run's arguments first and the node's other keys by keyword.
+
+    Of `offered` the target gets what it takes by name. A key of the node wins.
+    """
     keywords = {key: value for key, value in node.items() if key != "_target_"}
-    return get_object(node["_target_"])(*arguments, **keywords)
+    taken = signature(node["_target_"]).keywords if offered else frozenset()
+    return get_object(node["_target_"])(*arguments, **{key: offered[key] for key in offered.keys() & taken} | keywords)

@@ -59,6 +59,11 @@ class Dataset(NamedTuple):
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 
+    @property
+    def class_counts(self) -> np.ndarray:
+        """int64 (num_classes,): the training images of each class."""
+        return np.bincount(self.train.labels, minlength=self.num_classes)
+
 
 class Header(NamedTuple):
     """An array before its data are read; `where` is its name in a message."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mnist_exp.config import changes_result
+from mnist_exp.config import changes_result, current_params
 from mnist_exp.provenance.modules import module_name
 from mnist_exp.reproduction.record import EpochRecord, Record
 
@@ -183,7 +183,7 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
     # Earlier versions recorded only a target's module, by its dotted name instead of its file's.
     known_modules = source is not None and len(files) == len(source)
     return {
-        "config": {key: config[key] for key in config if changes_result(key)} if config else None,
+        "config": {k: v for k, v in current_params(config).items() if changes_result(k)} if config else None,
         "data": _texts({"data": tags.get("data.fingerprint")}, "data") or _texts(facts, "data"),
         SOURCE: {key: files[key] for key in files if not module_name(key)} if source is not None else None,
         "version of": {**packages, "python": python.get("", _UNSET)} if packages and python else None,

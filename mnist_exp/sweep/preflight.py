@@ -127,7 +127,7 @@ def _check_parts(config: Config, dataset: Dataset) -> None:
     with explained("the augmentation cannot be built"):
         augmentation = build_augmentation(config, dataset)
     with explained("the loss cannot be built"):
-        build_loss(config.loss, dataset.num_classes, augmentation.mixing if augmentation is not None else ())
+        build_loss(config.loss, dataset.class_counts, augmentation.mixing if augmentation is not None else ())
     with explained("the callbacks cannot be built"):
         build_callbacks(config)
     build_scores(config, dataset.num_classes)

@@ -80,6 +80,7 @@ OTHER = {
     **{"learning_rate": 0.5, "momentum": 0.6, "rho": 0.6, "beta_1": 0.6, "beta_2": 0.6},
     **{"adam_beta_1": 0.6, "adam_beta_2": 0.6, "epsilon": 0.1, "initial_accumulator_value": 0.5, "weight_decay": 0.5},
     **{"global_clipnorm": 0.5, "ema_momentum": 0.6, "exclude_layers": ["other"]},
+    **{"label_smoothing": 0.1, "class_weight": "balanced", "gamma": 0.5},
     **{"alpha": 0.5, "warmup": 0.5, "start": 0.5, "final": 0.5, "factor": 0.5, "drops": [0.3]},
     **{"validation": 0.4, "split_seed": 5, "path": "elsewhere.npz"},
 }
@@ -109,6 +110,8 @@ def built(group, config):
         keras.backend.clear_session()
         with keras.StatelessScope(initialize_variables=False):  # of shapes only
             return builders.build_model(config.model, (28, 28, 1), 10).to_json()
+    if group == "loss":
+        return str(builders.build_loss(config.loss, np.arange(1, 11)).get_config())
     if group == "data":
         if jobs.is_auto(config):
             config.sweep.data = "mnist"
@@ -179,7 +182,7 @@ def test_the_order_of_a_list_is_that_given_and_part_of_the_identity():
 def test_a_config_of_an_earlier_version_is_read_as_what_it_did():
     config = check(composed("+augment._target_=null"))
     assert asdict(config) == asdict(check(composed()))
-    assert config.loss == {"_target_": "mnist_exp.losses.cross_entropy"}
+    assert {**Config().loss, "label_smoothing": 0.0, "class_weight": None} == config.loss
 
 
 WHOLE = [
