@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mnist_exp.config import CONF_DIR, PACKAGE
+from mnist_exp.data import Subset
 from tests.helpers.pages import DOCS, PAGES, ROOT, anchors, prose, shell_commands
 
 ORDER = (
@@ -58,6 +59,9 @@ def group_options(group):
         values = set(defaults.values())
         default = f"`{values.pop()}`" if len(values) == 1 else "by option"
         lines.append(f"| `{group.replace('/', '.')}.{key}` | {having} | {default} | {meaning} |")
+    if group == "data":
+        keys_of_all = [f"`data.{key}`" for key in Subset._fields]
+        lines += ["", f"Every data set also has {', '.join(keys_of_all)}: see [Subsets, noise and folds](subsets.md)."]
     return [*lines, ""]
 
 
@@ -76,6 +80,11 @@ def with_tables(text):
 
 def test_options_are_those_of_conf():
     assert (DOCS / "options.md").read_text(encoding="utf-8") == options(), "run `python -m tests.test_docs`"
+
+
+def test_keys_of_every_data_set_are_documented():
+    text = (DOCS / "subsets.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^\| `data\.(\w+)`", text, re.MULTILINE)} == {*Subset._fields}
 
 
 def test_benchmark_tables_are_the_measured_ones():

@@ -75,7 +75,7 @@ def unlike_defaults(params: Mapping[str, str]) -> list[str]:
         option, defaults = option_defaults(group, given)
         if option is not None:
             found.append(f"{group}={option}")
-        found += [f"{group}.{key}={text}" for key, text in given.items() if defaults.get(key) != text]
+        found += [f"{group}.{key}={text}" for key, text in given.items() if defaults.get(key, "None") != text]
     return [f"seed={params['seed']}", *found] if params.get("seed", "0") != "0" else found
 
 

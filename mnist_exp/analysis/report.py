@@ -239,6 +239,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _settings(settings: Mapping[str, str]) -> str:
-    shown = [f"{key}={value}" for key, value in settings.items() if not key.startswith("versions.")]
-    libraries = len(settings) - len(shown)
+    """The settings in one line, without those that are null; the versions of libraries are counted."""
+    libraries = sum(key.startswith("versions.") for key in settings)
+    shown = [f"{key}={text}" for key, text in settings.items() if text != "None" and not key.startswith("versions.")]
     return ", ".join(shown + [f"versions of {libraries} libraries"] * bool(libraries)) or "nothing"

@@ -29,11 +29,12 @@ from mnist_exp.config.schema import (
     run_name,
     to_yaml,
 )
-from mnist_exp.config.targets import build, signature, targets
+from mnist_exp.config.targets import AUTO, build, signature, subset, targets, without_subset
 
 __all__ = [
     "ACTIVATIONS",
     "ARGUMENTS",
+    "AUTO",
     "CONF_DIR",
     "LISTS",
     "LOGGED_DEFAULTS",
@@ -64,6 +65,8 @@ __all__ = [
     "run_name",
     "semantic",
     "signature",
+    "subset",
     "targets",
     "to_yaml",
+    "without_subset",
 ]

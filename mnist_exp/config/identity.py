@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.config.schema import CONF_DIR, LISTS, Config, flatten
+from mnist_exp.data import Subset
 from mnist_exp.redact import redact
 
 # Keys that cannot change a run's result, and the recorded fact that stands in for each (None: it needs none). Identity,
@@ -25,6 +26,8 @@ STAND_INS: dict[str, str | None] = {
     "trainer.devices": "device",  # auto means whatever the machine has
     "data.path": "data",  # the fingerprint: equal images are equal wherever they lie
 }
+# A null here is as good as no key, which earlier versions did not have: it stays out of the identity.
+NULL_IS_ABSENT = [f"data.{key}" for key in Subset._fields]
 
 
 def changes_result(key: str) -> bool:
@@ -34,7 +37,8 @@ def changes_result(key: str) -> bool:
 
 def semantic(config: Config) -> dict[str, Any]:
     """The flat keys of a config that can change a result, with their values; of `LISTS` also the order of the keys."""
-    found = {key: value for key, value in flatten(asdict(config)).items() if changes_result(key)}
+    flat = flatten(asdict(config)).items()
+    found = {key: v for key, v in flat if changes_result(key) and not (v is None and key in NULL_IS_ABSENT)}
     return found | {group: list(getattr(config, group)) for group in LISTS}
 
 
@@ -49,7 +53,8 @@ def params(config: Config) -> dict[str, str]:
 
 def current_params(logged: Mapping[str, str]) -> dict[str, str]:
     """The params of a run of any version: keys that are newer have the value that means what the run did."""
-    found = {"loss._target_": "mnist_exp.losses.cross_entropy", "callbacks": "None", "scores": "None", **logged}
+    found = {"loss._target_": "mnist_exp.losses.cross_entropy", "callbacks": "None", "scores": "None"}
+    found |= {**dict.fromkeys(NULL_IS_ABSENT, "None"), **logged}
     if found["loss._target_"] == "mnist_exp.losses.cross_entropy":
         found = {"loss.label_smoothing": "0.0", "loss.class_weight": "None", **found}
     return found

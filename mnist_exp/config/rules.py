@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.config.schema import ARGUMENTS, CONF_DIR, LISTS, OFFERED, READ, Config, ConfigError, flatten, nodes
-from mnist_exp.config.targets import Signature, is_ours, signature
-from mnist_exp.data import DataError, check_validation
+from mnist_exp.config.targets import Signature, is_ours, signature, subset
+from mnist_exp.data import DataError, Subset, check_validation
 from mnist_exp.errors import first_line
 
 MAX_THREADS = 1024  # TensorFlow starts all that it is given, at once and twice
@@ -139,6 +139,14 @@ RULES: dict[str, Rule] = {
         lambda v: _list_of(_SHARE_BELOW_1).holds(v) and v == sorted(set(v)) and 0 not in v,
     ),
     "split_seed": _integer(0, 2**31 - 1),
+    "data.train_size": Rule(
+        "null, a count of at least 1, or a share between 0 and 1",
+        lambda v: v is None or _COUNT.holds(v) or (isinstance(v, float) and 0 < v < 1),
+    ),
+    "data.label_noise": _optional(_SHARE),
+    "data.imbalance": _optional(_number("of at least 1", lambda v: v >= 1)),
+    "data.fold": _optional(_integer(0)),
+    "data.folds": _optional(_integer(2)),
     "sweep.objective": Rule(
         f"a list of one or several of {', '.join(OBJECTIVES)}",
         lambda v: v and all(name in OBJECTIVES for name in v) and len(set(v)) == len(v),
@@ -236,10 +244,20 @@ def _rule(key: str) -> Rule | None:
 
 
 def _rule_in(group: str, node: Any, key: str) -> Rule | None:
+    if group == "data" and key in Subset._fields:
+        return None if _is_targets_own(node, key) else RULES[f"data.{key}"]
     if not is_ours(node):
         return RULES[key] if key in READ.get(group, ()) and key in RULES else None
     # Keras' layers and callbacks use the names of our keys with other meanings, `factor` for example.
     return RULES.get(f"{node['_target_']}.{key}") or (None if group in LISTS else _rule(f"{group}.{key}"))
+
+
+def _is_targets_own(node: Mapping[str, Any], key: str) -> bool:
+    """Whether the target of a data node takes an argument that is named like a key that the run applies."""
+    try:
+        return key in signature(node.get("_target_")).keywords
+    except LookupError:  # `_target_mistakes` says so
+        return False
 
 
 def _mistakes(config: Config) -> Iterator[str]:
@@ -256,8 +274,25 @@ def _mistakes(config: Config) -> Iterator[str]:
             check_validation(config.data["validation"])
         except DataError as error:
             yield str(error)
+    yield from _fold_mistakes(config.data)
     if config.trainer.execution == "resident" and ":" in config.trainer.devices:
         yield f"trainer.execution=resident runs on one device, got trainer.devices={config.trainer.devices}"
+
+
+def _fold_mistakes(node: Any) -> Iterator[str]:
+    try:
+        given = subset(node)
+    except (LookupError, TypeError):  # of a node without a target that exists
+        return
+    fold, folds = given.fold, given.folds
+    if (fold is None) != (folds is None):
+        key, value = ("folds", fold) if folds is None else ("fold", folds)
+        other = "fold" if folds is None else "folds"
+        yield f"data.{other}={value} needs data.{key}; sweep=folds runs all folds"
+    elif type(fold) is int and type(folds) is int and fold >= folds:
+        yield f"data.fold must be between 0 and {folds - 1} with data.folds={folds}, got {fold}"
+    if folds is not None and node.get("validation") == "test":
+        yield "data.folds validates on parts of the training images, got data.validation=test"
 
 
 def _extras(node: Any, prefix: str = "") -> Iterator[str]:
@@ -297,11 +332,8 @@ def _target_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         yield f"{place} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
         return
-    target = node["_target_"]
-    if target == "mnist_exp.data.auto":  # a marker that takes the keys of what it may come to stand for
-        target = "mnist_exp.data.mnist"
     try:
-        taken = signature(target)
+        taken = signature(node["_target_"])
     except LookupError as error:
         yield f"{place}._target_ {error}"
         return
@@ -316,7 +348,8 @@ def _key_mistakes(group: str, place: str, node: Mapping[str, Any], taken: Signat
         return
     filled = set(taken.positional[: len(passed)])  # by the run, under whatever name
     offered = set(OFFERED.get(group, ()))
-    given, accepted = set(node) - {"_target_"}, taken.keywords - filled
+    applied = Subset._fields if group == "data" else ()  # by the run, to what the target returns
+    given, accepted = set(node) - {"_target_"} - ({*applied} - taken.keywords), taken.keywords - filled
     needed = taken.required - filled - offered | read
     if is_ours(node):
         accepted -= offered

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from mnist_exp.data import Subset
 from mnist_exp.errors import RequestError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -85,7 +86,7 @@ class Config:
     loss: Any = field(default_factory=lambda: {"_target_": "mnist_exp.losses.cross_entropy"})
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    data: Any = MISSING
+    data: Any = field(default_factory=lambda: Subset()._asdict())  # keys that every data set has
     augment: Any = field(default_factory=dict)
     callbacks: Any = field(default_factory=dict)
     scores: Any = field(default_factory=dict)

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 from hydra.utils import get_object
 
 from mnist_exp.config.schema import PACKAGE, Config, nodes
+from mnist_exp.data import Subset
 from mnist_exp.errors import first_line
+
+AUTO = "mnist_exp.data.auto"  # a marker that takes the keys of what it may come to stand for
 
 
 class Signature(NamedTuple):
@@ -59,7 +62,23 @@ def signature(target: Any) -> Signature:
     """
     if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
         raise LookupError(f"must be a dotted path to a function, got {target!r}")
-    return _signature(target)
+    return _signature("mnist_exp.data.mnist" if target == AUTO else target)
+
+
+def subset(node: Mapping[str, Any]) -> Subset:
+    """The keys of a data node that the run applies itself. A target that takes an argument of that name gets it."""
+    taken = signature(node["_target_"]).keywords
+    return Subset(**{key: node.get(key) for key in Subset._fields if key not in taken})
+
+
+def without_subset(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A data node without the keys that the run applies itself, and without those that are null in the schema alone."""
+    found = signature(node["_target_"])
+    return {
+        key: value
+        for key, value in node.items()
+        if key not in Subset._fields or key in found.required or (key in found.keywords and value is not None)
+    }
 
 
 def _definition(target: str) -> tuple[ast.FunctionDef, bool] | None:

@@ -14,6 +14,7 @@ from mnist_exp.data.dataset import (
 )
 from mnist_exp.data.files import IDX_FILES
 from mnist_exp.data.sources import digits, file, mnist, resolve_auto
+from mnist_exp.data.subsets import Subset, take
 
 __all__ = [
     "ARRAYS",
@@ -21,6 +22,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Split",
+    "Subset",
     "arrays_to_dataset",
     "check_dataset",
     "check_validation",
@@ -28,4 +30,5 @@ __all__ = [
     "file",
     "mnist",
     "resolve_auto",
+    "take",
 ]

@@ -41,6 +41,7 @@ class Dataset(NamedTuple):
             validation and test sets.
         warnings: Lines for the user about data that are allowed but probably a mistake.
         class_names: One text for each label, in order; the labels' numbers unless a source names its classes.
+        base: Fingerprint of the data set that `subsets.take` took this one from; empty if it is whole.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset(NamedTuple):
     fingerprint: str
     warnings: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    base: str = ""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -205,10 +207,7 @@ def split_arrays(
         kept, taken = divide(total, count, split_seed)
         held_out, train = _subset(train, taken), _subset(train, kept)
         chosen = hashlib.sha256(taken.astype("<i8").tobytes()).hexdigest()
-        absent = np.flatnonzero(np.bincount(train.labels, minlength=arrays.num_classes) == 0)
-        if absent.size:
-            some = f"{absent.size} classes, the first is class {absent[0]}" if absent.size > 1 else f"class {absent[0]}"
-            warnings += (f"{arrays.source}: data.validation={validation} leaves no training image of {some}",)
+        warnings += absent_classes(train.labels, arrays.num_classes, f"{arrays.source}: data.validation={validation}")
     whole = (*arrays.train, *arrays.test)
     described = [(a.dtype.str, a.shape, digest) for a, digest in zip(whole, arrays.digests, strict=True)]
     fingerprint = hashlib.sha256(repr((described, chosen)).encode()).hexdigest()
@@ -219,6 +218,15 @@ def _check_class_names(must: str, names: object, classes: int) -> None:
     given = names if isinstance(names, tuple) else ()
     if not len(given) == classes == len(set(given)) or not all(isinstance(name, str) and name for name in given):
         raise DataError(f"{must} {classes} different texts, one for each label, got {names!r:.200}")
+
+
+def absent_classes(labels: np.ndarray, classes: int, cause: str) -> tuple[str, ...]:
+    """A warning of classes without a training image, if there are any; `cause` begins it."""
+    absent = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if not absent.size:
+        return ()
+    some = f"{absent.size} classes, the first is class {absent[0]}" if absent.size > 1 else f"class {absent[0]}"
+    return (f"{cause} leaves no training image of {some}",)
 
 
 def divide(total: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

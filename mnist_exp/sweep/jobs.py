@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_exp import console, provenance
 from mnist_exp.config import (
+    AUTO,
     CONF_DIR,
     PACKAGE,
     Config,
@@ -27,9 +28,11 @@ from mnist_exp.config import (
     check,
     check_batch,
     explain,
+    subset,
     targets,
+    without_subset,
 )
-from mnist_exp.data import Dataset, check_dataset, resolve_auto
+from mnist_exp.data import Dataset, Subset, check_dataset, resolve_auto, take
 from mnist_exp.errors import RequestError, first_line
 from mnist_exp.experiment import prepare
 from mnist_exp.provenance.modules import recordable, user_code
@@ -171,15 +174,16 @@ def _compose(config_name: str, job: Sequence[str]) -> DictConfig:
 
 def is_auto(config: Config) -> bool:
     """Whether the config has `data=auto`, which `resolve_data` replaces."""
-    return config.data["_target_"] == "mnist_exp.data.auto"
+    return config.data["_target_"] == AUTO
 
 
 def resolve_data(config: Config) -> str:
     """Replaces `data=auto` by the data set that is available; returns the name of its option."""
     option = config.sweep.data or resolve_auto(config.data.get("path"))
     node = dict(OmegaConf.load(CONF_DIR / "data" / f"{option}.yaml"))
-    given = {key: value for key, value in config.data.items() if key in node and value is not None}
-    config.data = {**node, **given, "_target_": node["_target_"]}
+    kept = {*node, *Subset._fields}
+    given = {key: value for key, value in config.data.items() if key in kept and value is not None}
+    config.data = {**Subset()._asdict(), **node, **given, "_target_": node["_target_"]}
     return option
 
 
@@ -189,7 +193,8 @@ def load(config: Config) -> Dataset:
     Raises:
         RequestError: the data set cannot be used, or a batch is larger than its training set.
     """
-    dataset = check_dataset(build(config.data))
+    whole = check_dataset(build(without_subset(config.data)))
+    dataset = take(whole, subset(config.data), config.data.get("split_seed", 0))
     for line in dataset.warnings:
         console.warn(line)
     check_batch(config, len(dataset.train.labels))

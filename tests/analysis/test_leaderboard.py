@@ -7,12 +7,13 @@ import pytest
 
 from mnist_exp.analysis import leaderboard
 from mnist_exp.analysis.leaderboard import Choice
+from mnist_exp.data import Subset
 from mnist_exp.errors import RequestError
 from tests.helpers.tracked_runs import ALL, METRIC, grid, run
 
 # What runs of versions without these groups and keys did.
 EARLIER = {"loss": "cross_entropy", "loss.label_smoothing": "0.0", "loss.class_weight": "None"}
-EARLIER |= {"callbacks": "None", "scores": "None"}
+EARLIER |= {"callbacks": "None", "scores": "None"} | {f"data.{key}": "None" for key in Subset._fields}
 
 
 def tables(*records, choice=ALL, metric=METRIC):

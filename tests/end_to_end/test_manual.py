@@ -16,7 +16,7 @@ from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
 ORDER = [
-    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "search.md"),
+    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md", "search.md"),
     *("resuming.md", "presets.md", "extending.md", "reproducing.md", "notebook.md"),
 ]
 NOT_RUN = {  # how a command begins, and why no test runs it
