@@ -5,14 +5,21 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import environment
+from tests.helpers.commands import end_processes, environment
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Ends the processes that commands were run in."""
+    yield
+    end_processes()
 
 
 @pytest.fixture(scope="session")

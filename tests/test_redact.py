@@ -114,8 +114,7 @@ def test_nothing_of_a_command_shows_a_secret(with_store, tmp_path):
         "run": Case([*quick, f"+hydra.job.env_set.API_KEY={SECRET}"], str(folder)),
         "sweep": Case(["-m", *quick, "seed=1,2", f"+hydra.job.env_set.API_KEY={SECRET}"], str(folder)),
     }
-    said = commands(folder, cases)
-    (folder / "results.json").unlink()
+    said = commands(cases)
     assert [done.code for done in said.values()] == [2, 0, 0], said
     for done in said.values():
         assert SECRET not in done.out + done.err

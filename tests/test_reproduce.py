@@ -76,7 +76,7 @@ def answers(tmp_path_factory, with_store):
     cases = {typed: Case(typed.split(), str(folder), module="reproduce") for typed in REFUSED}
     for name in ("full", "gone", "lost"):
         cases[f"dry {name}"] = Case([f"{name}/config.yaml", "--dry-run"], str(folder), module="reproduce")
-    return folder, commands(folder, cases)
+    return folder, commands(cases, trains=False)
 
 
 @pytest.mark.parametrize("typed", REFUSED)
@@ -176,9 +176,8 @@ def own(tmp_path_factory, with_store):
         (folder / "copy" / file).write_bytes(content)
     (folder / "copy" / "code" / "other.py").write_text("of another project")
     cases["copy"] = ["copy/config.yaml", "--dry-run", "--trust"]
-    return folder, commands(
-        folder, {name: Case(given, str(folder), module="reproduce") for name, given in cases.items()}
-    )
+    typed = {name: Case(given, str(folder), module="reproduce") for name, given in cases.items()}
+    return folder, commands(typed, trains=False)
 
 
 def test_a_run_of_one_s_own_store_needs_no_trust_and_its_recorded_modules_are_used(own):

@@ -111,10 +111,10 @@ def afterwards(sweep, tmp_path_factory, with_store):
     still = ["optimizer=sgd", "optimizer.learning_rate=1e-12", "trainer.epochs=1"]
     arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id[:12]}"]
     cases = {name: Case(arguments[name], str(folder)) for name, folder in folders.items()}
-    cases["killed"] = cases["killed"]._replace(signal=("epoch 3/", signal.SIGINT))
+    cases["killed"] = cases["killed"]._replace(signals=(("epoch 3/", signal.SIGINT),))
     for name in ("reproduce", "archive", "from_archive"):
         cases[name] = cases[name]._replace(module="reproduce")
-    said = commands(again, cases)
+    said = commands(cases)
     assert said["killed"].code == 130, said["killed"].err
     return {name: Left(folders[name], said[name]) for name in cases if name != "killed"}
 

@@ -26,7 +26,7 @@ def done(tmp_path_factory, with_store):
     for folder in folders.values():
         np.savez(folder / "mine.npz", x_train=images, y_train=labels, x_test=images[:50], y_test=labels[:50])
     cases = {name: Case(CASES[name].split(), str(folder)) for name, folder in folders.items()}
-    return commands(tmp_path_factory.mktemp("hydra"), cases), folders
+    return commands(cases), folders
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -76,6 +76,7 @@ def test_what_a_shell_has_ignore_ctrl_c_goes_on_ignoring_it(handlers):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow  # tests/end_to_end/test_failed_runs.py has it in a process that other commands share
 def test_a_second_ctrl_c_while_the_sweep_is_closed(tmp_path, with_store):
     given = ("-m", "experiment=smoke", "name=x", "model=linear", "trainer.epochs=100000", "seed=0,1")
     with start(with_store(tmp_path), *given) as process:

@@ -43,7 +43,7 @@ LONG = {  # checked, not trained
 OWN_COMMANDS = ("mlflow ", "python -m mnist_exp --help")
 OWN_PROCESS = ("trainer.devices=", "hydra/launcher=", "--config-name")  # the first two: before TensorFlow starts
 TRAIN = ["python", "-m", "mnist_exp.train"]
-SECONDS = 900  # for all commands of the manual on a busy machine
+SECONDS = 900  # for a command of the manual on a busy machine
 
 
 def quick(page):
@@ -115,7 +115,7 @@ def manual(tmp_path_factory, with_store):
         for command, words in typed.items()
         if command not in alone
     }
-    done = commands(folder, cases, timeout=2 * SECONDS)
+    done = commands(cases)
     results = {command: (said.code, said.out + said.err) for command, said in done.items()}
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (named,) = client.search_runs(["1"], "tags.mlflow.runName = 'mlp-rmsprop-s0'")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,30 +15,41 @@ import psutil
 
 SHORT = "MNIST_EXP_SHORT" in os.environ  # .ci/run sets it: what is slow by repetition repeats less
 
-# Runs commands one after the other in one process, because importing TensorFlow for each would take minutes.
+# Runs batches of commands, a line of JSON each, one after the other, because each process of TensorFlow costs ten
+# seconds. Its own standard output carries the answers; what native code prints there goes to standard error.
 DRIVER = """
 import contextlib, faulthandler, importlib, io, json, os, resource, signal, sys, threading, time
-from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 
-def send_when(errors, text, number):
-    while text not in errors.getvalue():
-        time.sleep(0.01)
-    os.kill(os.getpid(), number)
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 
-results, home = {}, os.getcwd()
-for name, case in json.load(sys.stdin).items():
+def send_when(printed, signals, ended):
+    for text, number in signals:
+        while not any(text in stream.getvalue() for stream in printed):
+            if ended.wait(0.01):
+                return
+        os.kill(os.getpid(), number)
+
+def forget_modules(folder):
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(folder):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+def run(case):
     GlobalHydra.instance().clear()
     os.chdir(case["folder"])
     command = importlib.import_module(f"mnist_exp.{case['module']}")
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves it there
     sys.argv, out, err, code = [case["module"], *case["arguments"]], io.StringIO(), io.StringIO(), 0
-    if case["signal"]:
-        threading.Thread(target=send_when, args=(err, *case["signal"]), daemon=True).start()
+    ended = threading.Event()
+    sender = threading.Thread(target=send_when, args=((out, err), case["signals"], ended))
+    sender.start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a command leaves it ignored
     faulthandler.dump_traceback_later(case["seconds"], exit=True)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    began, used = time.perf_counter(), time.process_time()
+    imported, began, used = "tensorflow" in sys.modules, time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         if case["full"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
@@ -47,15 +60,22 @@ for name, case in json.load(sys.stdin).items():
         except BaseException as error:
             code = repr(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a signal that comes late must not end this process
+    ended.set()
+    sender.join()
     seconds, used = time.perf_counter() - began, time.process_time() - used
-    results[name] = (code, out.getvalue(), err.getvalue(), seconds, "tensorflow" in sys.modules, used)
-faulthandler.cancel_dump_traceback_later()
-Path(home, "results.json").write_text(json.dumps(results))
+    faulthandler.cancel_dump_traceback_later()
+    forget_modules(case["folder"])
+    imported = "tensorflow" in sys.modules and not imported
+    return code, out.getvalue(), err.getvalue(), seconds, imported, used
+
+for batch in sys.stdin:
+    print(json.dumps({name: run(case) for name, case in json.loads(batch).items()}), file=answers, flush=True)
 """
 
 
 class Said(NamedTuple):
-    """Exit code, output and seconds of a command, and whether TensorFlow was imported by then."""
+    """Exit code, output and seconds of a command, and whether it was the first to import TensorFlow."""
 
     code: int
     out: str
@@ -66,11 +86,11 @@ class Said(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A command, the folder it starts in, a signal sent once standard error has a text, whether the disk is full."""
+    """A command, the folder it starts in, signals each sent once the output has a text, whether the disk is full."""
 
     arguments: list[str]
     folder: str
-    signal: tuple[str, int] | None = None
+    signals: tuple[tuple[str, int], ...] = ()
     full: bool = False
     module: str = "train"
     seconds: int = 90  # it may take
@@ -98,11 +118,59 @@ def drive(folder: Path, driver: str, given: object, timeout: int, *flags: str) -
     return done.stdout
 
 
-def commands(folder: Path, cases: Mapping[str, Case], timeout: int = 170) -> dict[str, Said]:
-    """Run the cases in one process that starts in `folder`."""
-    given = {name: case._asdict() for name, case in cases.items()}
-    drive(folder, DRIVER, given, timeout, "-W", "error::UserWarning:hydra")
-    return {name: Said(*said) for name, said in json.loads((folder / "results.json").read_text()).items()}
+class Process:
+    """A process that runs commands one after the other."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="commands-"))
+        with (self.folder / "errors").open("w") as errors:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-W", "error::UserWarning:hydra", "-c", DRIVER],
+                cwd=self.folder,
+                env=environment(self.folder),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def run(self, cases: Mapping[str, Case]) -> dict[str, Said]:
+        """What the commands said; fails when the process ends on the way, as after a command's `seconds`."""
+        self.popen.stdin.write(json.dumps({name: case._asdict() for name, case in cases.items()}) + "\n")
+        self.popen.stdin.flush()
+        answer = self.popen.stdout.readline()
+        assert answer, (self.folder / "errors").read_text()
+        return {name: Said(*said) for name, said in json.loads(answer).items()}
+
+    def end(self) -> None:
+        """End the process, which waits for the end of its input."""
+        self.popen.communicate()
+        shutil.rmtree(self.folder)
+
+
+_shared: dict[bool, Process] = {}
+
+
+def commands(cases: Mapping[str, Case], *, trains: bool = True) -> dict[str, Said]:
+    """Run the cases one after the other in a process that all tests share.
+
+    Args:
+        cases: the commands by name.
+        trains: False for commands that are refused before TensorFlow is imported: they share a process without it.
+    """
+    if trains not in _shared:
+        _shared[trains] = Process()
+    try:
+        return _shared[trains].run(cases)
+    except AssertionError:
+        _shared.pop(trains).end()  # the next commands start another
+        raise
+
+
+def end_processes() -> None:
+    """End the processes of `commands`."""
+    while _shared:
+        _shared.popitem()[1].end()
 
 
 def start(folder: Path, *arguments: str, group: bool = False) -> "subprocess.Popen[str]":
