@@ -173,6 +173,16 @@ def end_processes() -> None:
         _shared.popitem()[1].end()
 
 
+def typed(text: str) -> list[str]:
+    """The arguments of a command line; the preset keeps MNIST, which may not be there, out of it."""
+    words = text.split(" ")
+    return (
+        words
+        if "--config-name" in words
+        else [*words[: words[0] == "-m"], "experiment=smoke", *words[words[0] == "-m" :]]
+    )
+
+
 def start(folder: Path, *arguments: str, group: bool = False) -> "subprocess.Popen[str]":
     """Start the command in a process of its own; with `group` in a group of its own, as a terminal makes it."""
     return subprocess.Popen(
