@@ -1,18 +1,27 @@
 """Models: exact sizes, raw pixels in, logits out."""
 
+import re
 from contextlib import nullcontext
 
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
-from mnist_exp import models
+from mnist_exp import builders, models
+from mnist_exp.config import CONF_DIR, check
 from mnist_exp.errors import RequestError
-from mnist_exp.training import devices
+from mnist_exp.training import checkpoint, devices
+from tests.helpers.configs import composed
 
 SHAPE, CLASSES = (28, 28, 1), 10
 DENSE = {"activation": "relu", "dropout": 0.0, "batch_norm": False}
+NORMED = {**DENSE, "batch_norm": True}
+LADDER = [1000, 500, 250, 250, 250]
+TOKENS = {"patch_size": 7, "width": 8, "blocks": 2, "dropout": 0.0}
+MIXER = {**TOKENS, "token_units": 5, "channel_units": 6}
+VIT = {**TOKENS, "heads": 2, "mlp_units": 6}
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
 BUILDERS = {
     "linear": lambda: models.linear(SHAPE, CLASSES),
@@ -22,6 +31,15 @@ BUILDERS = {
     "residual": lambda: models.residual(SHAPE, CLASSES, width=100, blocks=1, **DENSE),
     "residual_2": lambda: models.residual(SHAPE, CLASSES, width=10, blocks=2, **DENSE),
     "cnn": lambda: models.cnn(SHAPE, CLASSES, filters=[32, 64], **DENSE),
+    "cnn_pooled": lambda: models.cnn(
+        SHAPE, CLASSES, filters=[8, 16], kernel_size=5, global_pooling=True, dense=[20], **DENSE
+    ),
+    "ladder": lambda: models.mlp(SHAPE, CLASSES, hidden=LADDER, input_noise=0.3, noise=0.5, **NORMED),
+    "mlp_layer_norm": lambda: models.mlp(SHAPE, CLASSES, hidden=[20], layer_norm=True, **DENSE),
+    "lenet5": lambda: models.lenet5(SHAPE, CLASSES),
+    "resnet": lambda: models.resnet(SHAPE, CLASSES, depth=8, width=4),
+    "mixer": lambda: models.mixer(SHAPE, CLASSES, **MIXER),
+    "vit": lambda: models.vit(SHAPE, CLASSES, **VIT),
 }
 PARAMETERS = {
     "linear": 784 * 10 + 10,
@@ -32,6 +50,16 @@ PARAMETERS = {
     "residual": (784 * 100 + 100) + 2 * (100 * 100 + 100) + (300 * 10 + 10),
     "residual_2": (784 * 10 + 10) + 2 * (10 * 10 + 10) + (30 * 10 + 10) + 2 * (10 * 10 + 10) + (30 * 10 + 10),
     "cnn": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (7 * 7 * 64 * 10 + 10),
+    "cnn_pooled": (25 * 8 + 8) + (25 * 8 * 16 + 16) + (16 * 20 + 20) + (20 * 10 + 10),
+    "ladder": 784 * 1000 + 1000 * 500 + 500 * 250 + 2 * 250 * 250 + 4 * sum(LADDER) + 250 * 10 + 10,
+    "mlp_layer_norm": 784 * 20 + 2 * 20 + 20 * 10 + 10,
+    "lenet5": 61_706,  # of the paper, with a dense layer at the end and all maps connected
+    # convolutions; batch normalisation of 4 numbers a channel before each but the first, and at the end; logits
+    "resnet": 9 * (4 + 4 * 4 * 2 + 4 * 8 + 8 * 8 + 8 * 16 + 16 * 16) + 4 * (4 + 4 + 4 + 8 + 8 + 16 + 16) + 16 * 10 + 10,
+    # patches; in each block two normalisations, four dense layers; the last normalisation, logits
+    "mixer": (49 * 8 + 8) + 2 * (2 * 16 + (16 * 5 + 5 + 5 * 16 + 16) + (8 * 6 + 6 + 6 * 8 + 8)) + 16 + 90,
+    # patches with a bias for each of 16 positions; in each block two normalisations, four projections, two dense layers
+    "vit": (49 * 8 + 16 * 8) + 2 * (2 * 16 + 4 * (8 * 8 + 8) + (8 * 6 + 6 + 6 * 8 + 8)) + 16 + 90,
 }
 
 
@@ -45,6 +73,118 @@ def test_parameters_and_logits(name):
     assert (logits.shape, logits.dtype) == ((6, CLASSES), np.float32)
     assert not np.allclose(logits.sum(axis=1), 1)  # logits, not probabilities
     models.check(model, SHAPE, CLASSES)
+
+
+def trained_parameters(build):
+    with keras.StatelessScope(initialize_variables=False):  # of shapes only
+        return sum(np.prod(weight.shape) for weight in build().trainable_variables)
+
+
+@pytest.mark.parametrize(
+    ("build", "number"),
+    [
+        # timm 1.0: mixer_s16_224 has 18,528,264 parameters, as in Tolstikhin et al., table 1: 18.5 million
+        (
+            lambda: models.mixer(
+                (224, 224, 3), 1000, patch_size=16, width=512, blocks=8, token_units=256, channel_units=2048, dropout=0
+            ),
+            18_528_264,
+        ),
+        # timm 1.0: vit_base_patch16_224 has 86,567,656, with a class token, its position, and a bias of the projection
+        (
+            lambda: models.vit(
+                (224, 224, 3), 1000, patch_size=16, width=768, blocks=12, heads=12, mlp_units=3072, dropout=0
+            ),
+            86_567_656 - 3 * 768,
+        ),
+        # He et al. 2015, table 6: 0.27, 0.46 and 0.85 million
+        (lambda: models.resnet((32, 32, 3), 10, depth=20, width=16), 269_722),
+        (lambda: models.resnet((32, 32, 3), 10, depth=32, width=16), 464_154),
+        (lambda: models.resnet((32, 32, 3), 10, depth=56, width=16), 853_018),
+    ],
+    ids=["mixer_s16", "vit_b16", "resnet20", "resnet32", "resnet56"],
+)
+def test_the_sizes_of_the_papers_have_the_papers_parameters(build, number):
+    assert trained_parameters(build) == number
+
+
+# SHA-256 of the initial variables for seed 3, computed before the models had more keys than `DENSE`.
+OLD = {"activation": "tanh", "dropout": 0.2, "batch_norm": True}
+DIGESTS = {
+    "f76f8623020d9c9b": lambda: models.linear(SHAPE, CLASSES),
+    "8f20bc3b3212fa59": lambda: models.mlp(SHAPE, CLASSES, hidden=[128], **DENSE),
+    "17241aa644b9f8fb": lambda: models.mlp(SHAPE, CLASSES, hidden=[64, 32], **OLD),
+    "3aad71348693eb7a": lambda: models.residual(SHAPE, CLASSES, width=20, blocks=2, **OLD),
+    "63836281c1f86050": lambda: models.cnn(SHAPE, CLASSES, filters=[32, 64], **DENSE),
+    "d9f537f843625c97": lambda: models.cnn((28, 28, 3), CLASSES, filters=[4, 8], **OLD),
+}
+
+
+@pytest.mark.parametrize("digest", DIGESTS)
+def test_configs_of_earlier_versions_begin_with_the_same_weights(digest):
+    devices.fresh_session(3, "float32")
+    assert checkpoint.digest(map(np.asarray, DIGESTS[digest]().variables))[:16] == digest
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3)], ids=str)
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml")))
+def test_every_model_takes_images_of_other_shapes_and_other_classes(option, shape):
+    node = check(composed(f"model={option}")).model
+    with keras.StatelessScope(initialize_variables=False):
+        models.check(builders.build_model(node, shape, 7), shape, 7)
+
+
+def test_lenet5_pads_small_images_with_zeros_on_all_sides():
+    devices.fresh_session(0, "float32")
+    small, large = models.lenet5(SHAPE, CLASSES), models.lenet5((32, 32, 1), CLASSES)
+    large.set_weights(small.get_weights())
+    padded = np.pad(IMAGES, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    np.testing.assert_allclose(small(IMAGES), large(padded), rtol=1e-4, atol=1e-6)
+
+
+def silenced(model, names):
+    """Sets the weights of layers to zero, so that only the shortcuts around them are left."""
+    for layer in model._flatten_layers():
+        if layer.name in names:
+            layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    return model
+
+
+def normed(x):
+    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+
+
+def test_shortcuts_of_resnet_take_every_second_pixel_and_add_channels_of_zeros():
+    devices.fresh_session(0, "float32")
+    model = models.resnet(SHAPE, CLASSES, depth=8, width=4)
+    last = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][2::2]
+    silenced(model, last)
+    assert len(last) == 3  # the second convolution of each block
+    first = model.layers[2]
+    active = np.maximum(first(IMAGES / np.float32(255)), 0) / np.sqrt(1.001)
+    kept = np.pad(active[:, ::4, ::4], [(0, 0)] * 3 + [(0, 12)]) / np.sqrt(1.001)
+    kernel, bias = model.layers[-1].get_weights()
+    np.testing.assert_allclose(model(IMAGES), kept.mean(axis=(1, 2)) @ kernel + bias, rtol=1e-4, atol=1e-5)
+
+
+def patches():
+    """float32 (6, 16, 49): the 7x7 patches of the images, row by row."""
+    corners = [(row, column) for row in range(0, 28, 7) for column in range(0, 28, 7)]
+    cut = [IMAGES[:, row : row + 7, column : column + 7].reshape(6, 49) for row, column in corners]
+    return np.stack(cut, axis=1) / np.float32(255)
+
+
+@pytest.mark.parametrize("name", ["mixer", "vit"])
+def test_tokens_are_the_projected_patches_and_the_logits_those_of_their_mean(name):
+    devices.fresh_session(0, "float32")
+    model = BUILDERS[name]()
+    dense_layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    second = [layer.name for layer in dense_layers[2 if name == "mixer" else 1 : -1 : 2]]
+    silenced(model, [*second, "attention_output"])
+    (kernel, bias), (last, last_bias) = (model.layers[i].get_weights() for i in (5, -1))
+    assert bias.shape == ((8,) if name == "mixer" else (16, 8))  # the vision transformer has one for each position
+    expected = normed(patches() @ kernel + bias).mean(axis=1) @ last + last_bias
+    np.testing.assert_allclose(model(IMAGES), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_linear_is_affine_in_pixels_scaled_to_one():
@@ -174,6 +314,49 @@ def test_a_model_that_keeps_the_contract_passes_and_is_built(name):
 def test_too_many_poolings_are_refused():
     with pytest.raises(ValueError, match=r"model\.filters: 5 poolings need images of 32 pixels"):
         models.cnn(SHAPE, CLASSES, filters=[4] * 5, **DENSE)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: models.mixer(SHAPE, CLASSES, **{**MIXER, "patch_size": 5}),
+            "model.patch_size must divide height and width of the 28 x 28 images (1, 2, 4, 7, 14, 28), got 5",
+        ),
+        (lambda: models.vit(SHAPE, CLASSES, **{**VIT, "heads": 3}), "model.heads must divide model.width=8, got 3"),
+        (
+            lambda: models.mlp(SHAPE, CLASSES, hidden=[8], layer_norm=True, **NORMED),
+            "model.layer_norm and model.batch_norm exclude each other, got true for both",
+        ),
+    ],
+    ids=["patch_size", "heads", "layer_norm"],
+)
+def test_values_that_do_not_fit_each_other_are_refused(build, message):
+    with pytest.raises(RequestError, match=re.escape(message)):
+        build()
+
+
+def test_noise_is_normal_repeats_by_seed_and_is_left_out_of_predictions():
+    zeros = tf.zeros((1000, 200))
+    layers = [models.GaussianNoise(0.5, seed=seed) for seed in (5, 5, 6)]
+    first, same, other = (layer(zeros, training=True).numpy() for layer in layers)
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, layers[0](zeros, training=True).numpy())  # the next step's noise
+    assert scipy.stats.kstest(first.ravel(), "norm", (0, 0.5)).pvalue > 0.01
+    for shift in (1, 2, 200):
+        assert abs(np.corrcoef(first.ravel()[shift:], first.ravel()[:-shift])[0, 1]) < 0.01
+    assert np.array_equal(layers[0](zeros, training=False), zeros)
+    assert layers[0](tf.cast(zeros, tf.bfloat16), training=True).dtype == tf.float32  # the layer's own dtype
+
+
+def test_noise_comes_before_each_activation_and_on_the_pixels():
+    model = BUILDERS["ladder"]()
+    names = [type(layer).__name__ for layer in model.layers]
+    assert names[2:4] == ["Flatten", "GaussianNoise"]
+    block = ["Dense", "BatchNormalization", "GaussianNoise", "Activation", "Dropout"]
+    assert names[4:-1] == block * 5
+    assert [layer.stddev for layer in model.layers if "Noise" in type(layer).__name__] == [0.3] + [0.5] * 5
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_repeats_by_seed():

@@ -63,6 +63,8 @@ _SHARE = _number("from 0 to 1", lambda v: 0 <= v <= 1)
 
 _SHARE_BELOW_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
 
+_BETWEEN_0_AND_1 = _number("above 0, below 1", lambda v: 0 < v < 1)
+
 _TEXT = Rule(
     "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
 )
@@ -70,6 +72,8 @@ _TEXT = Rule(
 # fmt: off
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid",
                "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "squareplus", "linear")
+INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal",
+                "orthogonal")
 # fmt: on
 
 # What a search may go by. The test set is scored, never selected on.
@@ -104,6 +108,19 @@ RULES: dict[str, Rule] = {
     "blocks": _COUNT,
     "activation": _choice(*ACTIVATIONS),
     "dropout": _SHARE_BELOW_1,
+    "layer_norm": _BOOLEAN,
+    "input_noise": _SHARE,  # the range that Keras' own layer takes
+    "noise": _SHARE,
+    "kernel_initializer": _choice(*INITIALIZERS),
+    "kernel_size": _COUNT,
+    "global_pooling": _BOOLEAN,
+    "dense": _list_of(_COUNT),
+    "depth": Rule("6n + 2 for a whole number n: 8, 14, 20 ...", lambda v: type(v) is int and v >= 8 and v % 6 == 2),
+    "patch_size": _COUNT,
+    "token_units": _COUNT,
+    "channel_units": _COUNT,
+    "heads": _COUNT,
+    "mlp_units": _COUNT,
     "checkpoint": _BOOLEAN,
     "batch_norm": _BOOLEAN,
     "learning_rate": _POSITIVE,
@@ -111,7 +128,8 @@ RULES: dict[str, Rule] = {
     "nesterov": _BOOLEAN,
     "rho": _SHARE_BELOW_1,
     "beta_1": _SHARE_BELOW_1,
-    "keras.optimizers.Lion.beta_1": _number("above 0, below 1", lambda v: 0 < v < 1),
+    "keras.optimizers.Lion.beta_1": _BETWEEN_0_AND_1,
+    "keras.optimizers.ScheduleFreeAdamW.beta_1": _BETWEEN_0_AND_1,  # it divides by it
     "beta_2": _SHARE_BELOW_1,
     "adam_beta_1": _SHARE_BELOW_1,
     "adam_beta_2": _SHARE_BELOW_1,
@@ -125,6 +143,16 @@ RULES: dict[str, Rule] = {
     "gamma": _NOT_NEGATIVE,
     "mnist_exp.scores.top_k.k": _COUNT,
     "mnist_exp.scores.calibration.bins": _COUNT,
+    "beta_2_decay": _number("below 0", lambda v: float("-inf") < v < 0),
+    "epsilon_1": _POSITIVE,
+    "epsilon_2": _POSITIVE,
+    "clip_threshold": _POSITIVE,
+    "learning_rate_power": _number("of at most 0", lambda v: float("-inf") < v <= 0),
+    "l1_regularization_strength": _NOT_NEGATIVE,
+    "l2_regularization_strength": _NOT_NEGATIVE,
+    "l2_shrinkage_regularization_strength": _NOT_NEGATIVE,
+    "beta": _NOT_NEGATIVE,
+    "warmup_steps": _integer(0),
     "weight_decay": _optional(_NOT_NEGATIVE),
     "global_clipnorm": _optional(_POSITIVE),
     "use_ema": _BOOLEAN,

@@ -4,9 +4,25 @@ A builder takes the image shape (height, width, channels) and the number of clas
 """
 
 from mnist_exp.models.contract import check
-from mnist_exp.models.convolutional import cnn
+from mnist_exp.models.convolutional import cnn, lenet5, resnet
 from mnist_exp.models.dense import linear, mlp, residual
-from mnist_exp.models.layers import Dropout, Shape
+from mnist_exp.models.layers import CHEAP_RANDOM_LAYERS, Dropout, GaussianNoise, Shape
+from mnist_exp.models.patches import mixer, vit
 from mnist_exp.models.saved import saved_weights
 
-__all__ = ["Dropout", "Shape", "check", "cnn", "linear", "mlp", "residual", "saved_weights"]
+__all__ = [
+    "CHEAP_RANDOM_LAYERS",
+    "Dropout",
+    "GaussianNoise",
+    "Shape",
+    "check",
+    "cnn",
+    "lenet5",
+    "linear",
+    "mixer",
+    "mlp",
+    "residual",
+    "resnet",
+    "saved_weights",
+    "vit",
+]

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError
+from mnist_exp.models import CHEAP_RANDOM_LAYERS
 from mnist_exp.training.augmentation import Augmentation, soft
 from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, untuned, validation_batches
 from mnist_exp.training.callbacks import Checkpoints, OnEpoch, Report, WithinEpoch
@@ -63,7 +64,7 @@ def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool
 def _slow_in_cpu_xla(layer: keras.Layer) -> bool:
     convolves = any("Conv" in kind.__name__ for kind in type(layer).__mro__)  # a subclass may have any name
     draws = any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values())
-    return convolves or draws
+    return convolves or (draws and not isinstance(layer, CHEAP_RANDOM_LAYERS))
 
 
 class Training(NamedTuple):

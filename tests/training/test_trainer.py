@@ -445,6 +445,9 @@ def test_divergence_is_an_error_after_its_epoch_was_reported():
     [
         pytest.param("auto", mlp, 1, False, ("resident", True, "one device"), id="mlp_cpu"),
         pytest.param("auto", cnn, 1, True, ("resident", True, "one device"), id="cnn_gpu"),
+        pytest.param(
+            "auto", lambda: mlp(dropout=0.2, noise=0.1), 1, False, ("resident", True, "one device"), id="own_random"
+        ),
         pytest.param("keras", mlp, 1, False, ("keras", True, "asked for"), id="keras"),
         pytest.param("auto", mlp, 2, False, ("mirrored", False, "2 devices"), id="two_devices"),
     ],
