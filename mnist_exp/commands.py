@@ -1,4 +1,4 @@
-"""What the commands share: their list, `--version`, the option for the tracking store, one-line errors, exit codes."""
+"""Parts that all commands share: their list, `--version`, `--tracking-uri`, one-line errors and exit codes."""
 
 import argparse
 import textwrap
@@ -11,21 +11,21 @@ from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, Reques
 
 COMMANDS = {
     "train": "train one run, or with -m a sweep of runs",
-    "compare": "compare tracked runs over their seeds, show one run, or the differences of two",
-    "reproduce": "train a run again from its record and say whether the result is the same",
+    "compare": "compare tracked runs over their seeds, show one run, or show the differences of two",
+    "reproduce": "train a run again from its record and check whether the result is the same",
     "relocate": "after a project folder was moved, correct the artifact locations in its tracking store",
 }
 MANUAL = "The manual is the folder docs/ of the project. It begins with docs/index.md."
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser of one command, or of the package: raises a mistake as a `RequestError` that takes one line."""
+    """Parser of one command, or of the package if `command` is None. A mistake raises a `RequestError`."""
 
     def __init__(self, command: str | None, parents: tuple[argparse.ArgumentParser, ...] = (), **options: Any) -> None:
         title = "other commands:" if command else "commands, each with --help:"
         listed = [f"  python -m mnist_exp.{name:<10} {does}" for name, does in COMMANDS.items() if name != command]
         before = [options.pop("epilog"), ""] if "epilog" in options else []
-        description = textwrap.fill(options.pop("description"), 100)  # the formatter leaves both texts as they are
+        description = textwrap.fill(options.pop("description"), 100)  # the raw formatter does not wrap
         super().__init__(
             description=description,
             prog=f"python -m mnist_exp.{command}" if command else "python -m mnist_exp",
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=version())
 
     def error(self, message: str) -> NoReturn:
-        """Raise the mistake instead of printing the usage, which takes several lines."""
+        """Raises the mistake; argparse would print several lines of usage."""
         raise RequestError(f"{message}; {self.prog} --help lists the arguments")
 
 
@@ -47,7 +47,7 @@ def version() -> str:
 
 
 def store_option() -> argparse.ArgumentParser:
-    """Parent parser with `--tracking-uri`."""
+    """A parent parser with `--tracking-uri`."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(
         "--tracking-uri", metavar="URI", help="the tracking store; default: MLFLOW_TRACKING_URI, else ./mlflow.db"
@@ -56,12 +56,12 @@ def store_option() -> argparse.ArgumentParser:
 
 
 def run(command: Callable[[], int], *, failed: str = "failed", interrupted: str | None = None) -> int:
-    """Run the work of a command; returns its exit code.
+    """Runs a command, prints its expected errors in one line each, and returns its exit code.
 
     Args:
-        command: returns an exit code; its errors of a user are printed here, each in a line.
-        failed: begins the line for an error that is not a mistake in the arguments, such as a full disk.
-        interrupted: printed after Ctrl-C.
+        command: does the work and returns an exit code.
+        failed: the start of the line for an error that is no mistake in the arguments, such as a full disk.
+        interrupted: the line to print after Ctrl-C.
     """
     try:
         return command()

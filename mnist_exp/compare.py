@@ -1,30 +1,33 @@
-"""`python -m mnist_exp.compare`: what was tracked, compared over seeds. docs/comparing.md says how to read it."""
+"""`python -m mnist_exp.compare`: compare tracked runs over their seeds. docs/comparing.md explains the output."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mnist_exp import commands, console, tracking
-from mnist_exp.analysis import export, inspect, leaderboard, predictions, render, report
-from mnist_exp.analysis.leaderboard import Choice, LeaderboardRow
+from mnist_exp import commands, console
 from mnist_exp.errors import RequestError
-from mnist_exp.tracking import Store
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mnist_exp.analysis.leaderboard import Board, LeaderboardRow
+    from mnist_exp.analysis.report import Compared
+
+# MLflow and SciPy take 2 s to import, so the functions below import them: `--help` and a mistake do not wait.
 EXPERIMENT = "mnist_exp"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0, 2 for invalid arguments, 1 if it failed, 130 after Ctrl-C."""
+    """Runs the command; returns its exit code."""
 
     def command() -> int:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         try:
             console.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
-        except BrokenPipeError:  # the reader has closed the pipe; Python would complain again at its end
+        except BrokenPipeError:  # the reader has closed the pipe; without this, Python prints an error at its exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -35,21 +38,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = commands.Parser(
         "compare",
         (commands.store_option(),),
-        description="Compares tracked runs over their seeds. Nothing chosen means the newest sweep. "
-        "`show RUN` shows one run, `diff RUN RUN` the differences of two, named by their names or how their ids begin.",
+        description="Compares tracked runs over their seeds, by default the newest sweep. `show RUN` shows one "
+        "run, `diff RUN RUN` the differences of two. RUN is a run's id, the beginning of its id, or its name.",
     )
     parser.add_argument("command", nargs="*", metavar="show RUN | diff RUN RUN")
-    parser.add_argument("--uri", dest="tracking_uri", help=argparse.SUPPRESS)  # its name before all commands had one
+    parser.add_argument("--uri", dest="tracking_uri", help=argparse.SUPPRESS)  # the earlier name of --tracking-uri
     parser.add_argument("--experiment", help=f"all of its runs; default: the newest sweep of {EXPERIMENT}")
     parser.add_argument("--sweep", metavar="ID", help="runs of this sweep")
     parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="runs with this tag")
-    parser.add_argument("--filter", help="runs that MLflow's filter string fits, such as \"params.seed = '1'\"")
+    parser.add_argument("--filter", help="runs that match this filter string of MLflow, such as \"params.seed = '1'\"")
     parser.add_argument("--run", action="append", default=[], metavar="RUN", help="this run")
-    parser.add_argument("--metric", default="final_val_accuracy", help="what ranks and is tested; default: %(default)s")
+    parser.add_argument(
+        "--metric", default="final_val_accuracy", help="the metric to rank and test by; default: %(default)s"
+    )
     parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
-    parser.add_argument("--top", type=int, default=10, help="rows of a table that are shown; default: 10")
+    parser.add_argument("--top", type=int, default=10, help="rows to show of each table; default: 10")
     parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report that opens in any browser")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report with figures for a browser")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be a whole number, at least 1, got {options.top}")
@@ -64,6 +69,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _inspect(options: argparse.Namespace) -> str:
+    from mnist_exp import tracking
+    from mnist_exp.analysis import inspect, render
+
     uri = tracking.existing(options.tracking_uri)
     named = [tracking.find_run(uri, wanted) for wanted in options.command[1:]]
     document = list(inspect.show(uri, *named) if len(named) == 1 else inspect.diff(uri, *named))
@@ -71,21 +79,26 @@ def _inspect(options: argparse.Namespace) -> str:
 
 
 def _compare(options: argparse.Namespace) -> str:
+    from mnist_exp import tracking
+    from mnist_exp.analysis import export, leaderboard, predictions, render, report
+
     store = tracking.find_store(options.tracking_uri, options.experiment or EXPERIMENT)
     everything = options.experiment is not None or options.filter is not None
-    choice = Choice(options.sweep, dict(text.split("=", 1) for text in options.tag), options.run, everything)
+    choice = leaderboard.Choice(
+        options.sweep, dict(text.split("=", 1) for text in options.tag), options.run, everything
+    )
     matching = None
     if options.filter is not None:
         matching = {run.run_id for run in tracking.search_runs(store, options.filter)}
     board = leaderboard.board(tracking.search_runs(store), choice, options.metric, matching)
 
-    def right(row: LeaderboardRow) -> np.ndarray | None:
+    def right(row: "LeaderboardRow") -> "np.ndarray | None":
         found = predictions.load(store.uri, next(iter(row.runs.values())).run_id)
         return None if found is None else found.right
 
     compared = report.examine(board, options.by, options.top, right)
     if options.html is not None:
-        _write_html(store, options, board, compared)
+        _write_html(store.uri, f"{store.experiment}: {board.chosen}", options, board, compared)
     if options.format == "csv":
         return export.as_csv(compared, board.metric)
     if options.format == "json":
@@ -95,12 +108,12 @@ def _compare(options: argparse.Namespace) -> str:
 
 
 def _write_html(
-    store: Store, options: argparse.Namespace, board: leaderboard.Board, compared: Sequence[report.Compared]
+    uri: str, title: str, options: argparse.Namespace, board: "Board", compared: "Sequence[Compared]"
 ) -> None:
-    from mnist_exp.analysis import pictures  # matplotlib: not for an answer in the terminal
+    from mnist_exp.analysis import pictures, render, report  # pictures imports Matplotlib, which only HTML needs
 
-    drawn = [part._replace(pictures=list(pictures.of_table(store.uri, part.table, board.metric))) for part in compared]
-    text = render.as_html(list(report.blocks(board, drawn, options.top)), f"{store.experiment}: {board.chosen}")
+    drawn = [part._replace(pictures=list(pictures.of_table(uri, part.table, board.metric))) for part in compared]
+    text = render.as_html(list(report.blocks(board, drawn, options.top)), title)
     try:
         options.html.write_text(text, encoding="utf-8")
     except OSError as error:

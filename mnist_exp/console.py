@@ -1,4 +1,4 @@
-"""Output for people: progress, one line a run, a sweep's table, errors. Plain text if the output is not a terminal."""
+"""Terminal output: progress, one line per run, the table of a sweep, errors. Plain text if it is not a terminal."""
 
 import functools
 import math
@@ -19,28 +19,28 @@ from rich.table import Table
 from mnist_exp.errors import EXIT_TERMINATED
 from mnist_exp.redact import redact
 
-MAX_LINES, MAX_LETTERS = 20, 2000  # that `complain` prints: a stranger's config may have 6,000 mistakes
-SAME_SECONDS = 1.0  # in which further Ctrl-C are ignored
+MAX_LINES, MAX_LETTERS = 20, 2000  # limits of `complain`, because a stranger's config may have 6,000 mistakes
+SAME_SECONDS = 1.0  # a second Ctrl-C within this time is ignored
 
 
 class SummaryRow(NamedTuple):
-    """One job in a sweep's table; accuracies in 0..1, seconds of training."""
+    """One job in the table of a sweep; accuracies in 0..1, seconds of training."""
 
     job: int
     name: str
-    status: str  # MLflow's, or SKIPPED (an earlier run has the result), or NOT RUN
-    swept: str  # its overrides that other jobs of the sweep do not have
+    status: str  # as in MLflow, or SKIPPED (an earlier run has the result), or NOT RUN
+    swept: str  # overrides in which it differs from other jobs
     val_accuracy: float | None
     test_accuracy: float | None
     seconds: float | None
-    run_id: str  # empty if it was not run
+    run_id: str  # empty without a run
 
 
 @contextmanager
 def quiet_stderr(doing: str) -> Iterator[None]:
-    """Hold back the standard error of native libraries while they start, and show it only if that fails.
+    """Holds back the standard error of native libraries while they start, and shows it only if that fails.
 
-    It is the file descriptor that is redirected, because oneDNN's line obeys no log level. A terminal shows `doing`.
+    The file descriptor is redirected, because no log level silences oneDNN. A terminal shows `doing` meanwhile.
     """
     sys.stderr.flush()
     real = os.dup(2)
@@ -64,12 +64,12 @@ def quiet_stderr(doing: str) -> Iterator[None]:
 
 
 class RunProgress:
-    """The progress of one run: a bar on a terminal, else a line an epoch."""
+    """The progress of one run: a bar on a terminal, else one line per epoch."""
 
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs = name, epochs
         self.console = Console(stderr=True, highlight=False)
-        # markup=False: a name such as [red] is not Rich's markup.
+        # markup=False, because Rich would read a name such as [red] as a style.
         columns = (TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[text]}"))
         self.bar = Progress(
             *columns,
@@ -88,12 +88,12 @@ class RunProgress:
         self.bar.stop()
 
     def within_epoch(self, epochs: float, metrics: Mapping[str, float]) -> None:
-        """Move the bar to `epochs`, which may be a fraction."""
+        """Moves the bar to `epochs`, which may be a fraction."""
         text = f"epoch {math.ceil(epochs)}/{self.epochs} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.2%}"
         self.bar.update(self.task, completed=epochs, text=text)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Print a finished epoch, counted from 1, unless there is a bar."""
+        """Prints a finished epoch, counted from 1, unless there is a bar."""
         text = (
             f"epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:.2%}"
             f"  val_accuracy {metrics['val_accuracy']:.2%}"
@@ -104,7 +104,7 @@ class RunProgress:
 
 def continued_line(name: str, epochs: int, run_id: str) -> str:
     """The line for a resumed run."""
-    return f"{name}  continues run {run_id}, which was interrupted after {epochs} epochs (shown again)"
+    return f"{name}  continues run {run_id}, which was interrupted after {epochs} epochs (they are printed again)"
 
 
 def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution: str, run_id: str) -> str:
@@ -116,7 +116,7 @@ def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution
 
 
 def skipped_line(name: str, metrics: Mapping[str, float], run_id: str) -> str:
-    """The line for a job that takes the result of an earlier run."""
+    """The line for a job whose result is taken from an earlier run."""
     shares = f"val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
     return f"{name}  {shares}  skipped: finished before  run {run_id}"
 
@@ -127,9 +127,9 @@ def again_line(name: str, run_id: str, difference: str) -> str:
 
 
 def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
-    """Print the runs of a sweep, in the order given, to standard output."""
+    """Prints the runs of a sweep, in the given order, to standard output."""
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # unwrapped, one line a run, for grep
+    if not console.is_terminal:  # one line per run without wrapping, so that grep finds whole runs
         say(title)
         for row in rows:
             say("  ".join((row.name, row.status, printable(row.swept), *figures(row), row.run_id)))
@@ -148,16 +148,16 @@ def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
 
 
 def figures(row: SummaryRow) -> tuple[str, str, str]:
-    """The row's numbers as text; a dash for a missing one."""
+    """The numbers of a row as text, with a dash for a missing one."""
     shares = ("-" if share is None else f"{share:.2%}" for share in (row.val_accuracy, row.test_accuracy))
     return (*shares, "-" if row.seconds is None else f"{row.seconds:.1f}")  # type: ignore[return-value]
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into exceptions while a command works. Afterwards Ctrl-C is ignored, so runs can close.
+    """Turns SIGTERM and Ctrl-C into exceptions. Ctrl-C is ignored afterwards, so that runs can close.
 
-    Further Ctrl-C within `SAME_SECONDS` are ignored, because parents such as make pass on the terminal's signal.
+    A second Ctrl-C within `SAME_SECONDS` is ignored, because parents such as make send the terminal's signal again.
     """
     last = -math.inf
 
@@ -169,7 +169,7 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell sets that for background processes
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell sets it for background processes
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
@@ -178,28 +178,28 @@ def interruptible() -> Iterator[None]:
 
 
 def terminate(*_: object) -> NoReturn:
-    """Handle SIGTERM by `SystemExit`, so that context managers close what is open."""
+    """Handles SIGTERM by `SystemExit`, so that context managers close runs and files."""
     sys.exit(EXIT_TERMINATED)
 
 
 def printable(text: str) -> str:
-    """The text in one line, with control characters and line breaks escaped, so that a terminal does not obey them.
+    """The text in one line, with control characters and line breaks escaped.
 
-    Names, tags and files may come from a store or an archive that a stranger wrote.
+    A stranger may have written the names, tags and files of a store or an archive, and a terminal would obey them.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def say(text: str, file: IO[str] | None = None) -> None:
-    """Print lines, with control characters escaped, by default to standard output."""
+    """Prints lines with control characters escaped, by default to standard output."""
     print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, flush=True)
 
 
 def complain(message: str) -> None:
-    """Print the mistakes of a user to standard error, one a line, at most `MAX_LINES`."""
+    """Prints the mistakes of a user to standard error, one per line, at most `MAX_LINES`."""
     lines = message.splitlines()
     for line in lines[:MAX_LINES]:
-        # Cut before, because redaction takes time, and after, so that no cut hides the end of a secret.
+        # Cut before redaction to bound its time, and again after it, because a cut secret might not be recognised.
         say(f"error: {redact(line[: 2 * MAX_LETTERS])[:MAX_LETTERS]}", sys.stderr)
     if len(lines) > MAX_LINES:
         say(f"error: ... and {len(lines) - MAX_LINES:,} more", sys.stderr)
@@ -207,12 +207,12 @@ def complain(message: str) -> None:
 
 @functools.cache
 def warn(message: str) -> None:
-    """Print a warning in one line to standard error, once a process."""
+    """Prints a warning in one line to standard error, once in a process."""
     say(f"warning: {redact(' '.join(message.split()))}", sys.stderr)
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print the traceback of a bug to standard error."""
+    """Prints the traceback of a bug to standard error."""
     say(redact("".join(traceback.format_exception(error))).rstrip("\n"), sys.stderr)
 
 

@@ -1,14 +1,14 @@
-"""Exit codes, and the errors that one line explains to the user."""
+"""Exit codes, and errors with a message for the user in one line."""
 
 EXIT_FAILED, EXIT_INVALID, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 class RequestError(ValueError):
-    """An invalid request, such as a wrong value; the message has one line for each mistake of the user."""
+    """An invalid request, such as a wrong value. The message has one line for each mistake."""
 
 
 class RunError(RuntimeError):
-    """A run failed for a reason that one line explains to the user."""
+    """A run failed for a reason that one line explains."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Keeps secrets out of everything that is stored or printed: passwords, tokens and the user part of addresses.
+"""Removes secrets from all text that is stored or printed: passwords, tokens and the user part of addresses.
 
-Every pattern takes time linear in the text. A name is matched from its first character only, because a match tried at
-each dot or hyphen of one long word took minutes.
+Every pattern takes time linear in the text. A name is matched from its first character only, because matches at each
+dot or hyphen of one long word took minutes.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 _START = r"(?<![\w.-])"
 _KEY = r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|api_?key|(?:access|private|secret)_?key"
 _KEY += r"|(?:access|api|auth|bearer|private|refresh|secret)[_-]?token)"
-_REFERENCE = r"(?!null\b|none\b|\?\?\?|\$\{|REDACTED)"  # stands for a value: is no secret itself
+_REFERENCE = r"(?!null\b|none\b|\?\?\?|\$\{|REDACTED)"  # a placeholder is not a secret
 _UP_TO_AT = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
 # scheme://user:password@host. A password may hold "@" and "/": everything up to the last "@" is removed.
 _USER = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)(?:[^\s/:@'\"]*:[^\s'\"]*@|[^\s/'\"]*@)", re.IGNORECASE)
@@ -24,7 +24,7 @@ _PATTERNS = tuple(
         (rf"({_START}{_KEY}['\"]?\s*[:=]\s*(['\"])){_REFERENCE}[^'\"\n]+\2", r"\1REDACTED\2"),
     )
 )
-# key=value and key: value. A value that ends at a bracket or quote is an expression; it is matched to be passed over.
+# key=value and key: value. A value that ends at a bracket or quote is an expression, which is matched and kept.
 _ASSIGNED = re.compile(rf"({_START}{_KEY}\s*[:=] *){_REFERENCE}[^\s,'\"(){{}}\[\]]+((?=[\s,]|$))?", re.IGNORECASE)
 # In source code only a literal is a secret: `api_key = read_key()` is none.
 _IN_SOURCE = re.compile(
@@ -34,15 +34,15 @@ _PRIVATE = (".pem", ".key", ".p12", ".pfx", ".kdbx")
 
 
 def _without_users(text: str) -> str:
-    """Remove the user information of addresses (RFC 3986, section 3.2.1)."""
+    """Removes the user information of addresses (RFC 3986, section 3.2.1)."""
     return _UP_TO_AT.sub(lambda found: _USER.sub(r"\1", found[0]), text)
 
 
 def redact(text: str) -> str:
-    """Remove each secret from a text.
+    """Removes each secret from a text.
 
-    An address loses its user information. The value of a query parameter, a header or a setting whose name says that
-    it is secret becomes `REDACTED`.
+    An address loses its user information. `REDACTED` replaces the value of a query parameter, header or setting with a
+    secret name, such as `password` or `api_key`.
     """
     text = _without_users(text)
     for pattern, replacement in _PATTERNS:
@@ -51,14 +51,14 @@ def redact(text: str) -> str:
 
 
 def redact_file(path: Path) -> None:
-    """Redact a text file in place; a file that is missing or shows no secret is not touched."""
+    """Redacts a text file in place; a missing file or one without a secret is not written."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if (clean := redact(text)) != text:
         path.write_text(clean, encoding="utf-8")
 
 
 def shows_secret(name: str, text: str) -> bool:
-    """Whether source code or a config, given by its file's name and its text, shows a secret."""
+    """Whether source code or a config, given by its file name and text, contains a secret."""
     if _IN_SOURCE.search(text) is not None or _without_users(text) != text:
         return True
     return not name.endswith(".py") and redact(text) != text

@@ -16,7 +16,7 @@ def _relocate() -> int:
 
 
 def main() -> int:
-    """The command; returns 0, or 2 if there is no such store."""
+    """Runs the command; returns 0, or 2 without such a store."""
     return commands.run(_relocate, failed="the store was not corrected")
 
 

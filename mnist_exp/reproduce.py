@@ -1,7 +1,7 @@
-"""`python -m mnist_exp.reproduce RUN`: train a run again from its record and say whether the result is the same.
+"""`python -m mnist_exp.reproduce RUN`: train a run again from its record and check whether the result is the same.
 
-Exit codes: 0 identical, or (without --strict) equal within tolerance; 1 different, or the run failed; 2 it could not be
-tried; 130 Ctrl-C and 143 SIGTERM.
+Exit codes: 0 identical, or equal within tolerance without --strict; 1 different, or the run failed; 2 invalid request;
+130 Ctrl-C; 143 SIGTERM.
 """
 
 import sys
@@ -12,8 +12,8 @@ from mnist_exp import commands, console
 from mnist_exp.errors import EXIT_FAILED, RequestError
 from mnist_exp.reproduction import replay, verdict
 
-ARCHIVE = ("archive", "capsule")  # two names of one command: earlier versions had the second
-RUN = "run id, the beginning of one, or run name"
+ARCHIVE = ("archive", "capsule")  # the second is the name in earlier versions
+RUN = "run id, the beginning of a run id, or run name"
 
 
 def _reproduce(given: Sequence[str]) -> int:
@@ -24,11 +24,15 @@ def _reproduce(given: Sequence[str]) -> int:
         epilog="To pack a run into one file: python -m mnist_exp.reproduce archive RUN out.zip",
     )
     parser.add_argument("run", help=f"{RUN}, a downloaded config.yaml, or an archive (.zip)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="check the first N epochs only")
+    parser.add_argument("--epochs", type=int, metavar="N", help="train and compare the first N epochs only")
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless the result is identical")
-    parser.add_argument("--dry-run", action="store_true", help="say what differs between then and now, train nothing")
-    parser.add_argument("--checkout", type=Path, metavar="DIR", help="restore the run's code into DIR, train nothing")
-    parser.add_argument("--trust", action="store_true", help="let the config call any code, not just ours and Keras'")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the differences between then and now; train nothing"
+    )
+    parser.add_argument("--checkout", type=Path, metavar="DIR", help="restore the run's code into DIR; train nothing")
+    parser.add_argument(
+        "--trust", action="store_true", help="let the config call any code, not only that of this package and of Keras"
+    )
     arguments = parser.parse_args(given)
     then, own = replay.find(arguments.run, arguments.tracking_uri)
     trusted = arguments.trust or own
@@ -57,14 +61,14 @@ def _archive(given: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command and exits with its code."""
     given = sys.argv[1:]
 
     def command() -> int:
         with console.interruptible():
             return _archive(given[1:]) if given[:1] and given[0] in ARCHIVE else _reproduce(given)
 
-    interrupted = "interrupted; a reproduction that was under way is recorded as KILLED"
+    interrupted = "interrupted; a reproduction that had begun is recorded as KILLED"
     sys.exit(commands.run(command, failed="the reproduction failed", interrupted=interrupted))
 
 

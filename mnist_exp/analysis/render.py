@@ -58,6 +58,12 @@ def _escape(text: str) -> str:
 def as_html(document: Sequence[Block], title: str) -> str:
     """The document as one HTML file without scripts and references to other files."""
     loader = jinja2.PackageLoader("mnist_exp.analysis", "")
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
+    environment = jinja2.Environment(loader=loader, autoescape=True, finalize=_finalize)
+    template = environment.get_template("report.html.j2")
     blocks = [(type(block).__name__, block) for block in document]
     return template.render(title=title, blocks=blocks, light=LIGHT, dark=DARK) + "\n"
+
+
+def _finalize(value: object) -> object:
+    """Escapes control characters of a text; the rest, such as SVG, is markup of ours."""
+    return printable(value) if type(value) is str else value

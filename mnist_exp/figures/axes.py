@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from mnist_exp.console import printable
 from mnist_exp.figures.style import GRID
 
 DPI = 110
@@ -55,5 +56,5 @@ def log_scale(axes: Axes, which: str, subs: Sequence[int] = (1, 2, 5)) -> None:
 
 def shorten(text: str, letters: int) -> str:
     """The text with at most this many letters, the last of a shortened one being an ellipsis."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = printable(text)
     return text if len(text) <= letters else text[: letters - 1] + "…"

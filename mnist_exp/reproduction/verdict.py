@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mnist_exp.config import changes_result, current_params
+from mnist_exp.console import printable
 from mnist_exp.provenance.modules import module_name
 from mnist_exp.reproduction.record import EpochRecord, Record
 
@@ -228,6 +229,6 @@ def _number(value: float) -> float | str:
 
 
 def _shown(text: str) -> str:
-    """A printable text of at most 60 letters, or the first 12 of a digest: a stranger may have written the record."""
-    text = text if text.isprintable() else repr(text)
+    """At most 60 letters of a text that a stranger may have written, or the first 12 of a digest."""
+    text = printable(text)
     return text if len(text) <= 60 else f"{text[:12]}…" if text.isalnum() else f"{text[:59]}…"

@@ -13,3 +13,10 @@ def test_control_characters_are_escaped_in_every_block(text_of):
     text = text_of(document)
     assert all(line.isprintable() for line in text.splitlines())
     assert "forged" not in text.splitlines()  # a name cannot start a line of its own
+
+
+def test_a_page_escapes_control_characters_and_markup():
+    page = render.as_html([report.Text(EVIL), report.Grid([EVIL], [["<b>"]], 0), report.Picture("<svg/>", EVIL)], EVIL)
+    assert all(line.isprintable() for line in page.splitlines())
+    assert "<svg/>" in page
+    assert "&lt;b&gt;" in page

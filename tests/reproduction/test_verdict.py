@@ -129,7 +129,7 @@ def changed(path, value):
         (("hardware", "cpu"), "Intel", "hardware cpu: AMD EPYC then, Intel now"),
         (("source", "code/mine.py"), "3" * 64, "user module code/mine.py: 555555555555… then, 333333333333… now"),
         (("facts", "keras_config"), {"floatx": "float64"}, "Keras setting floatx: float32 then, float64 now"),
-        (("hardware", "cpu"), "\x1b]0;x\x07", r"hardware cpu: AMD EPYC then, '\x1b]0;x\x07' now"),
+        (("hardware", "cpu"), "\x1b]0;x\x07", r"hardware cpu: AMD EPYC then, \x1b]0;x\x07 now"),
     ],
 )
 def test_each_factor_is_named(path, value, line):
