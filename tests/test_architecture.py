@@ -18,7 +18,7 @@ PACKAGE = Path(mnist_exp.__file__).parent
 ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"errors", "redact"},
-    {"console", "losses", "models", "provenance", "schedules", "scores"},
+    {"augment", "console", "losses", "models", "provenance", "schedules", "scores"},
     {"data"},
     {"config", "training", "tracking", "figures"},
     {"builders"},
@@ -29,10 +29,11 @@ LEVELS = (
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
 # Where each library may be imported: a folder or file at the top of the package, or one file in a folder.
-TENSORFLOW = {"models", "losses", "schedules", "training", "builders", "experiment", "sweep/preflight"}
+TENSORFLOW = {"augment", "models", "losses", "schedules", "training", "builders", "experiment", "sweep/preflight"}
 LIBRARIES = {
     "tensorflow": TENSORFLOW,
     "keras": TENSORFLOW,
+    "cv2": {"augment"},
     "mlflow": {"tracking"},
     "hydra": {"train", "sweep", "config"},
     "omegaconf": {"train", "sweep", "config", "experiment", "reproduction"},

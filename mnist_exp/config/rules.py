@@ -65,6 +65,10 @@ _SHARE_BELOW_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
 
 _BETWEEN_0_AND_1 = _number("above 0, below 1", lambda v: 0 < v < 1)
 
+_TURN = _number("of degrees from 0 to 180", lambda v: 0 <= v <= 180)
+
+_SLANT = _number("of degrees from 0 to below 90", lambda v: 0 <= v < 90)
+
 _TEXT = Rule(
     "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
 )
@@ -166,6 +170,27 @@ RULES: dict[str, Rule] = {
         "a rising list of numbers between 0 and 1",
         lambda v: _list_of(_SHARE_BELOW_1).holds(v) and v == sorted(set(v)) and 0 not in v,
     ),
+    **{
+        f"mnist_exp.augment.{key}": rule
+        for key, rule in {
+            "shift.pixels": _NOT_NEGATIVE,
+            "rotate.degrees": _TURN,
+            "zoom.share": _SHARE_BELOW_1,
+            "shear.degrees": _SLANT,
+            "affine.shift_pixels": _NOT_NEGATIVE,
+            "affine.rotate_degrees": _TURN,
+            "affine.zoom_share": _SHARE_BELOW_1,
+            "affine.shear_degrees": _SLANT,
+            "elastic.alpha": _POSITIVE,
+            "elastic.sigma": _POSITIVE,
+            "crop.pixels": _COUNT,
+            "cutout.pixels": _COUNT,
+            "noise.stddev": _NOT_NEGATIVE,
+            "cutmix.alpha": _POSITIVE,
+        }.items()
+    },
+    "keras.layers.RandomFlip.mode": _choice("horizontal", "vertical", "horizontal_and_vertical"),
+    "keras.layers.MixUp.alpha": _POSITIVE,
     "split_seed": _integer(0, 2**31 - 1),
     "data.train_size": Rule(
         "null, a count of at least 1, or a share between 0 and 1",

@@ -47,7 +47,14 @@ _KERAS = {
 }
 # Of Keras' callbacks, those that write no file, open no connection and take no function.
 _CALLBACKS = {"EarlyStopping", "ReduceLROnPlateau", "SwapEMAWeights", "TerminateOnNaN"}
-_PACKAGE = {"model": "models", "loss": "losses", "schedule": "schedules", "data": "data", "scores": "scores"}
+_PACKAGE = {
+    "model": "models",
+    "loss": "losses",
+    "schedule": "schedules",
+    "data": "data",
+    "augment": "augment",
+    "scores": "scores",
+}
 
 
 def read_config(content: bytes, *, trusted: bool = False) -> Config:

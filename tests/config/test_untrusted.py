@@ -88,7 +88,7 @@ HOSTILE = {
     "mapping": (model("{_target_: os.system}"), ONE_OF),
     "augment": (
         changed("augment: {_target_: null}", "augment: {_target_: os.system}"),
-        "augment._target_._target_ must be one of keras.layers.",
+        "augment._target_._target_ must be one of mnist_exp.augment.shift, ",
     ),
     # values
     "nested target": (changed("[3]", "{_target_: os.system, command: ls}"), f"model.hidden{PLAIN}"),
@@ -149,7 +149,7 @@ HOSTILE = {
     ),
     "layer": (
         GOOD.replace("augment: {_target_: null}", "augment: {a: {_target_: keras.layers.Lambda, function: x}}"),
-        "augment.a._target_ must be one of keras.layers.",
+        "augment.a._target_ must be one of mnist_exp.augment.shift, ",
     ),
     "unknown": (GOOD + "extras: {_target_: os.system}\n", "'extras' is not a key of a config"),
     "trainer": (changed("epochs: 2", "epochs: 2, hook: os.system"), "hook"),
