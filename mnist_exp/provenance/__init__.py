@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the libraries and the machine."""
+"""The origin of a result: code, libraries and machine."""
 
 from mnist_exp.provenance.environment import (
     KERAS_DEFAULTS,

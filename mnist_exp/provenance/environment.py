@@ -1,4 +1,4 @@
-"""The libraries, the machine and this process, and what of them can change a result."""
+"""The libraries, the machine and this process, and those of their properties that can change a result."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ import psutil
 from mnist_exp.provenance.modules import UserCode
 from mnist_exp.provenance.source import source_digest, source_trees
 
-# Installed distributions that can change a number, a sweep's choices or what is recorded.
+# Distributions that can change a number, the choices of a sweep, or the record of a run.
 # fmt: off
 PACKAGES = (
     "hydra-core", "hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-ray-launcher", "hydra-submitit-launcher",
@@ -27,10 +27,10 @@ PACKAGES = (
 )
 # fmt: on
 
-# Beginnings of the names, among `PACKAGES`, of distributions that can change a number.
+# Prefixes of those in `PACKAGES` that can change a number.
 NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
 
-# Named one by one: by prefix, TF_ would let in Terraform's secrets (TF_VAR_*, TF_TOKEN_*).
+# Variables that can change a number. A prefix TF_ would include the secrets of Terraform (TF_VAR_*, TF_TOKEN_*).
 # fmt: off
 NUMERIC_VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "KERAS_BACKEND", "MKL_CBWR",
@@ -48,7 +48,7 @@ ENVIRONMENT = (
 )
 # fmt: on
 KERAS_DEFAULTS = {"epsilon": 1e-07, "floatx": "float32", "image_data_format": "channels_last"}
-# Beginnings of the instruction sets, of x86 and ARM, by which compilers and numeric libraries select their code.
+# Prefixes of the instruction sets (x86, ARM) by which compilers and numeric libraries select their code.
 _INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sse4", "sve")
 
 
@@ -60,11 +60,11 @@ def versions(imported: Collection[str] = ()) -> dict[str, str]:
 
 @functools.cache
 def _distribution(imported: str) -> tuple[str, str]:
-    """Name and version of the installed distribution that has a module of this name at its top."""
+    """Name and version of the installed distribution that provides this top-level module."""
     try:
         metadata.distribution(imported)
         name = imported
-    except metadata.PackageNotFoundError:  # installed under another name, such as PIL by pillow: a slow search
+    except metadata.PackageNotFoundError:  # another name, such as pillow for PIL: a slow search
         name = (metadata.packages_distributions().get(imported) or [""])[0]
     return re.sub("[-_.]+", "-", name or imported).lower(), metadata.version(name) if name else "unknown"
 
@@ -86,13 +86,13 @@ def requirements(imported: Collection[str] = ()) -> list[str]:
 
 
 def cores() -> int:
-    """How many logical cores this process may use."""
+    """The number of logical cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or less where a container or batch system limits it."""
+    """Bytes of memory that this process may use: the machine's, or the limit of its container or batch system."""
     limits = [psutil.virtual_memory().total]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # the two versions of Linux control groups
         with contextlib.suppress(OSError, ValueError):  # without a limit the first holds "max"
@@ -101,7 +101,7 @@ def memory() -> int:
 
 
 def hardware() -> dict[str, str | int]:
-    """Describes machine and process: `cores` are those this process may use, `memory` is in bytes."""
+    """Describes machine and process: `cores` that this process may use, `memory` of the machine in bytes."""
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -114,9 +114,9 @@ def hardware() -> dict[str, str | int]:
 
 
 def environment_record(imported: Collection[str] = ()) -> dict[str, Any]:
-    """Versions, hardware, and the variables of `ENVIRONMENT` that are set, as one JSON-able dict.
+    """Versions, hardware and the variables of `ENVIRONMENT`, for environment.json.
 
-    Other variables and the command line are not read, because they may hold secrets.
+    Other variables and the command line are not read, because they may contain secrets.
     """
     packages = versions(imported)
     return {
@@ -128,14 +128,14 @@ def environment_record(imported: Collection[str] = ()) -> dict[str, Any]:
 
 
 def environment_factors(folder: Path, own: UserCode, fingerprint: str, threads: int, device: str) -> dict[str, Any]:
-    """Everything besides the config that can change a run's result. Code that only plots or records is left out.
+    """Everything outside the config that can change a run's result. Code that only plots or records is left out.
 
     Args:
-        folder: The package's folder.
-        own: The user's own modules.
-        fingerprint: Of the data set.
-        threads: Number of threads that the run computes with.
-        device: As `devices.describe` returns it.
+        folder: the package's folder.
+        own: the user's own modules.
+        fingerprint: SHA-256 of the data set.
+        threads: the number of threads that the run computes with.
+        device: the result of `devices.describe`.
     """
     numeric = (*NUMERIC, *(_distribution(name)[0] for name in own.packages))
     return {
@@ -152,11 +152,11 @@ def environment_factors(folder: Path, own: UserCode, fingerprint: str, threads: 
 
 
 def keras_config() -> dict[str, Any]:
-    """The settings in the user's keras.json, which Keras reads when it is imported."""
+    """The settings that Keras reads from the user's keras.json at its import."""
     home = os.environ.get("KERAS_HOME") or Path("~", ".keras").expanduser()
     try:
         settings = json.loads(Path(home, "keras.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # Keras falls back to its defaults, too
+    except (OSError, ValueError):  # Keras uses its defaults, too
         settings = None
     if not isinstance(settings, dict):
         return KERAS_DEFAULTS
@@ -164,12 +164,12 @@ def keras_config() -> dict[str, Any]:
 
 
 def process() -> str:
-    """An identifier of this process: host name, network address, pid and start time."""
+    """An identifier of this process: host name, hardware address, pid and start time."""
     return " ".join((*_host(), str(os.getpid()), f"{psutil.Process().create_time():.2f}"))
 
 
 def is_gone(identifier: str) -> bool:
-    """Whether the process with this identifier has ended; False for another host, which cannot be checked."""
+    """Whether the process with this identifier has ended; False on another host, where this cannot be checked."""
     *host, pid, started = identifier.split(" ")
     if host != _host():
         return False
@@ -196,7 +196,7 @@ def may_have_gpu() -> bool:
 
 @functools.cache
 def processor() -> dict[str, str]:
-    """Model of the processor, and its instruction sets that select the code of numeric libraries."""
+    """The model of the processor, and the instruction sets by which numeric libraries select their code."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

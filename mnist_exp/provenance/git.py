@@ -1,4 +1,4 @@
-"""Git: the commit and the uncommitted changes of the package's checkout, recorded and restored."""
+"""Records and restores the commit and the uncommitted changes of the package's checkout."""
 
 import functools
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mnist_exp.errors import RequestError
+from mnist_exp.provenance.modules import INSTALLED
 from mnist_exp.redact import is_private, shows_secret
 
 DIFF_LIMIT = 2**20  # bytes of a recorded diff
-LEFT_OUT = "# left out: "  # starts a comment line of a diff, which names a file left out of it
+LEFT_OUT = "# left out: "  # starts a comment line in a recorded diff, which names a file that is not in it
 
-# A git hook sets these to its own repository, which may be another one than the package's.
+# A git hook sets these variables to its own repository, which may differ from the package's.
 _REPOSITORY_VARIABLES = {
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -35,9 +36,9 @@ class Code(NamedTuple):
     Attributes:
         commit: None outside a repository and before its first commit.
         branch: None likewise, and for a detached HEAD.
-        dirty: Whether there are uncommitted changes; None if unknown.
-        diff: The uncommitted changes.
-        problems: Lines for the user that say why the code is not recorded, or only in part.
+        dirty: whether there are uncommitted changes; None if unknown.
+        diff: the uncommitted changes.
+        problems: reasons, one line each, why the code is not recorded or only in part.
     """
 
     commit: str | None
@@ -52,38 +53,36 @@ UNKNOWN = Code(None, None, None, "")
 
 @functools.cache
 def own_code(folder: Path) -> Code:
-    """`code_state`, read once a process, because a later edit does not change what this process computes."""
+    """`code_state`, read once in a process, because a later edit does not change the imported code."""
     return code_state(folder)
 
 
 def code_state(folder: Path) -> Code:
     """Reads commit, branch and uncommitted changes of the repository that holds the package.
 
-    The diff is against HEAD, covers every tracked file and those untracked, not ignored files that lie in
-    the package or in `conf` beside it, and restores them with `git apply` (text that is not UTF-8 excepted).
-    Files such as `.env` and keys are not recorded. A file whose new lines show a secret is left out, and a comment at
-    the top of the diff names it. A diff of more than `DIFF_LIMIT` bytes is cut, and its last line says so. The
-    repository is only read.
+    The diff is against HEAD. It contains every tracked file, and the untracked, not ignored files in the package and
+    in `conf` beside it. `git apply` restores them, except text that is not UTF-8. Files such as `.env` and keys are not
+    recorded. A file whose new lines contain a secret is left out, and a comment at the top of the diff names it. A diff
+    of more than `DIFF_LIMIT` bytes is cut, which its last line states. The repository is only read.
 
     Args:
-        folder: The package's folder.
+        folder: the package's folder.
 
     Returns:
-        The state; `UNKNOWN` when the package is not part of a checkout (an installed wheel, also one that
-        lies inside somebody else's repository), and with its `problems` when git is missing or refuses.
+        The state. It is `UNKNOWN` if the package is not part of a checkout, for example an installed wheel in another
+        repository, and has `problems` if git is missing or fails.
     """
     folder = folder.resolve()
-    if {"site-packages", "dist-packages"} & set(folder.parts):
+    if INSTALLED & set(folder.parts):
         return UNKNOWN
     try:
-        # Git prints the file only if it is tracked or not ignored. Otherwise the repository is somebody else's.
+        # Git prints the file only if it is tracked or not ignored. Otherwise this is another repository.
         if not _git(folder, "ls-files", "--cached", "--others", "--exclude-standard", "--", "__init__.py"):
             return UNKNOWN
         lines = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")).splitlines()
         top, index = Path(lines[0]), folder / lines[1]
         commit, branch, untracked = _status(top, folder)
     except (OSError, subprocess.SubprocessError) as error:
-        # Outside a repository there is nothing to record.
         if "not a git repository" in _reason(error) or not any((place / ".git").exists() for place in folder.parents):
             return UNKNOWN
         return UNKNOWN._replace(problems=(f"code.commit is not recorded, git failed: {_line(error)}",))
@@ -100,26 +99,26 @@ def code_state(folder: Path) -> Code:
 
 
 def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
-    """Write the code of a run into an empty folder: a clone of the package's own repository at `commit`, then `diff`.
+    """Writes the code of a run into an empty folder: clones the package's repository at `commit` and applies `diff`.
 
-    A symbolic link in `diff`, which may come from a stranger, becomes a file that holds the path the link points to.
+    A stranger may have written `diff`, so a symbolic link in it becomes a file that contains the link's target path.
 
     Args:
         folder: the package's folder.
-        commit: as recorded by the run.
-        diff: the run's code.diff.
+        commit: the recorded commit.
+        diff: the recorded code.diff.
         target: a folder that is empty or does not exist yet.
 
     Returns:
-        The package's folder in `target`; the diff may have deleted it.
+        The package's folder in `target`, which the diff may have deleted.
 
     Raises:
-        RequestError: the code was not recorded or not wholly, the commit is not in this repository, or git refuses.
+        RequestError: the code was not recorded completely, the commit is not in this repository, or git fails.
     """
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
         raise RequestError(f"the run's commit is {commit}: its code was not in a repository and cannot be restored")
     if diff.startswith(b"# not recorded") or diff.rpartition(b"\n# cut: ")[2].startswith(b"the whole diff"):
-        raise RequestError(f"the run's code.diff is not whole and cannot be applied to commit {commit}")
+        raise RequestError(f"the run's code.diff is incomplete and cannot be applied to commit {commit}")
     check_new(target)
     try:
         top = Path(os.fsdecode(_git(folder.resolve(), "rev-parse", "--show-toplevel")).rstrip("\n"))
@@ -135,10 +134,10 @@ def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
 
 
 def check_new(target: Path) -> None:
-    """Refuse to restore code where other files are.
+    """Checks that code can be restored into `target` without touching other files.
 
     Raises:
-        RequestError: the target is no folder, or not empty.
+        RequestError: the target is not a folder, or not empty.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise RequestError(f"--checkout needs a new or an empty folder, got {target}")
@@ -160,21 +159,19 @@ def _diff(top: Path, index: Path, commit: str | None, untracked: list[bytes]) ->
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "index"
         if index.exists():  # not before the first `git add`
-            shutil.copy2(
-                index, copy
-            )  # with its time stamp, by which git detects files that changed right after it was written
-        # Any object id will do, because git diffs the working tree's content. So no object is written.
+            shutil.copy2(index, copy)  # with its time stamp: git reads files that changed after it
+        # Git diffs the content of the working tree, so any object id serves, and no object is written.
         blob = _git(top, "hash-object", "--stdin")
         entries = b"".join(b"100644 %s\t%s\0" % (blob.strip(), path) for path in untracked)
         _git(top, "update-index", "-z", "--index-info", index=copy, stdin=entries)
         tree = commit or _git(top, "hash-object", "-t", "tree", "--stdin").decode().strip()
-        # diff-index, unlike diff, has no user settings that make a patch `git apply` cannot read.
+        # diff-index ignores the user settings with which diff writes patches that `git apply` cannot read.
         options = ["--patch", "--binary", "--no-ext-diff", "--no-textconv", "--no-color"]
         return _git(top, "diff-index", *options, tree, "--", index=copy)
 
 
 def _without_secrets(diff: bytes) -> tuple[bytes, list[str]]:
-    """Drops files whose new lines show a secret. Returns the diff, with a comment for each, and their names."""
+    """Removes files whose new lines contain a secret; returns the diff, with a comment for each, and their names."""
     kept, left_out = [], []
     for patch in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
         name = patch.partition(b"\n")[0].rpartition(b" b/")[2].decode(errors="replace")
@@ -197,17 +194,17 @@ def _capped(diff: bytes) -> str:
 def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"", bounded: bool = False) -> bytes:
     """Runs a git command without prompts, pager or changes to the repository, and returns its output.
 
-    With `bounded`, git gets at most `_APPLY_MEMORY` bytes: a binary patch of 1 MB can expand to many gigabytes.
+    If `bounded`, git may use at most `_APPLY_MEMORY` bytes, because a binary patch of 1 MB can expand to gigabytes.
 
     Raises:
-        OSError: If there is no git.
-        subprocess.SubprocessError: If it fails or does not end in time.
+        OSError: git is missing.
+        subprocess.SubprocessError: git fails or takes too long.
     """
     environ = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
     environ |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     if index is not None:
         environ["GIT_INDEX_FILE"] = str(index)
-    # The file-system monitor is a daemon that would outlive this process.
+    # The file-system monitor of git is a daemon that would outlive this process.
     settings = ["-c", "core.quotepath=off", "-c", "core.fsmonitor=false"]
     command = ["git", "--no-pager", "--literal-pathspecs", *settings, *arguments]
     return subprocess.run(

@@ -1,6 +1,6 @@
-"""The user's own modules: all that a config's targets import, except Python's, installed packages and this package.
+"""The user's own modules: those that a config's targets import, without Python's, installed packages and this one.
 
-They are found by reading source files, never by importing them. A run records the files, and `reproduce` restores them.
+They are found by reading source files, never by importing them. A run records the files; `reproduce` restores them.
 """
 
 import ast
@@ -20,7 +20,7 @@ from mnist_exp.redact import shows_secret
 
 FOLDER = "code"  # of a run's artifacts
 MAX_FILE, MAX_ALL, MAX_FILES = 2**20, 2**22, 300  # bytes, bytes, number
-_INSTALLED = {"site-packages", "dist-packages"}
+INSTALLED = {"site-packages", "dist-packages"}
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -28,14 +28,14 @@ class UserCode(NamedTuple):
     """The user's own modules that a run computes with."""
 
     files: Mapping[str, bytes]  # contents by path: module `a.b` at code/a/b.py, package `a` at code/a/__init__.py
-    packages: frozenset[str]  # installed packages that these files import, under their import names
+    packages: frozenset[str]  # import names of the installed packages that these files import
 
 
 @functools.cache
 def user_code(targets: frozenset[str]) -> UserCode:
-    """Finds the modules that define targets and all that they import, also inside functions. Nothing is executed.
+    """Finds the modules that define targets, and the modules that these import, without executing them.
 
-    A process reads each file once, because a later edit does not change what this process computes.
+    Imports inside functions count. A process reads each file once, because a later edit does not change its code.
 
     Args:
         targets: dotted paths of functions or classes.
@@ -64,7 +64,7 @@ def user_code(targets: frozenset[str]) -> UserCode:
 
 
 def recordable(code: UserCode) -> tuple[dict[str, bytes], str]:
-    """The files that a run records, and a line that says why others are not recorded; empty if all are."""
+    """The files that a run records, and one line with the reason if some are not recorded."""
     kept = {
         name: content
         for name, content in code.files.items()
@@ -75,12 +75,12 @@ def recordable(code: UserCode) -> tuple[dict[str, bytes], str]:
     lost = [name.removeprefix(f"{FOLDER}/") for name in code.files.keys() - kept.keys()]
     if not lost:
         return kept, ""
-    limits = f"no text, shows a secret, has more than {MAX_FILE:,} bytes, or all have more than {MAX_ALL:,}"
+    limits = f"not a .py file, contains a secret, over {MAX_FILE:,} bytes, or over {MAX_ALL:,} bytes in total"
     return kept, f"not recorded with the run: {', '.join(sorted(lost)[:5])} (each {limits})"
 
 
 def module_name(file: str) -> str | None:
-    """`a.b` for `code/a/b.py` and `code/a/b/__init__.py`; None if a module cannot be at that path."""
+    """`a.b` for `code/a/b.py` and `code/a/b/__init__.py`; None if the path is not that of a module."""
     folder, *parts = file.removesuffix(".py").split("/")
     if folder != FOLDER or not file.endswith(".py") or len(file) > 150 or not all(map(str.isidentifier, parts)):
         return None
@@ -95,37 +95,39 @@ def changed(files: Mapping[str, bytes]) -> list[str]:
 
 
 def check(files: Iterable[str]) -> None:
-    """Refuses recorded files that are no modules, or that would hide one of Python, an installed package or this one.
+    """Checks the paths of recorded modules.
 
     Raises:
-        RequestError: Names the first such file.
+        RequestError: a file is not a module, or would hide a module of Python, an installed package or this package.
     """
     reserved = {*sys.stdlib_module_names, *sys.builtin_module_names, _PACKAGE.name, "hydra_plugins"}
-    installed = [place for place in sys.path if _INSTALLED & set(Path(place).parts)]
+    installed = [place for place in sys.path if INSTALLED & set(Path(place).parts)]
     for name in files:
         top = (module_name(name) or "").partition(".")[0]
         if not top:
-            raise RequestError(f"{name!r:.80} is not the place of a module, such as {FOLDER}/package/module.py")
+            raise RequestError(f"{name!r:.80} is not the path of a module, such as {FOLDER}/package/module.py")
         if top in reserved or PathFinder.find_spec(top, installed) is not None:
-            raise RequestError(f"the recorded module {name} would hide {top}, which is Python's or installed")
+            raise RequestError(f"the recorded module {name} would hide {top}, which belongs to Python or is installed")
 
 
 def write(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write recorded modules below a folder, from which they can be imported.
+    """Writes recorded modules into a folder from which they can be imported.
 
     Raises:
-        RequestError: a link in the folder leads elsewhere.
+        RequestError: a symbolic link in the folder leads out of it.
     """
     for name, content in files.items():
         path = folder / name.removeprefix(f"{FOLDER}/")
         if path.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):
-            raise RequestError(f"the recorded module {name} would be written outside {folder}: there is a link")
+            raise RequestError(
+                f"the recorded module {name} would be written outside {folder}, because of a symbolic link"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
 
 def _find(name: str) -> ModuleSpec | None:
-    """The spec of a user's module; None for any other. `importlib.util.find_spec` would import the parent package."""
+    """The spec of a user's module; None for other modules. `importlib.util.find_spec` would import parent packages."""
     parent, _, last = name.rpartition(".")
     try:
         if parent:
@@ -157,7 +159,7 @@ def _is_users(spec: ModuleSpec) -> bool:
         return False
     places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
     standard = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
-    paths = [Path(place) for place in places if not _INSTALLED & set(Path(place).parts)]
+    paths = [Path(place) for place in places if not INSTALLED & set(Path(place).parts)]
     return any(not any(p.resolve().is_relative_to(top) for top in (*standard, _PACKAGE)) for p in paths)
 
 
@@ -177,11 +179,11 @@ def _is_installed(name: str) -> bool:
     except (ImportError, ValueError):
         return False
     places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec is not None else []
-    return any(_INSTALLED & set(Path(place).parts) for place in places)
+    return any(INSTALLED & set(Path(place).parts) for place in places)
 
 
 def _imports(content: bytes, package: str) -> Iterator[str]:
-    """Names that a module of `package` imports, at any place; some are names of functions."""
+    """Names that a module of `package` imports anywhere; some of them name functions."""
     try:
         nodes = list(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError):

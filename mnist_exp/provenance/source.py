@@ -1,4 +1,4 @@
-"""The source files that a run computes with, by digest: the package's own and the user's modules."""
+"""Digests of the source files that a run computes with: those of the package and of the user's modules."""
 
 import ast
 import functools
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mnist_exp.provenance.modules import UserCode
 
-# Folders and files of the package that cannot change a number. Any other file counts, also one that a user adds.
+# Folders and files of the package that cannot change a number. All others count, also files that a user adds.
 NOT_COMPUTING = {
     *("__init__.py", "__main__.py", "analysis", "commands.py", "compare.py", "console.py", "errors.py", "figures"),
     *("provenance", "redact.py", "relocate.py", "reproduce.py", "reproduction", "sweep", "tracking", "train.py"),
@@ -25,10 +25,10 @@ class Digests(NamedTuple):
 
 @functools.cache
 def package_files(folder: Path) -> dict[str, Digests]:
-    """Digests of each *.py file below `folder`, by its path in there.
+    """Digests of each *.py file below `folder`, by its relative path.
 
-    A process reads them once, because a later edit does not change what this process computes. This takes 0.10 to
-    0.16 s of processor time, nearly all of it for the syntax trees of 3,100 lines that compute.
+    A process reads them once, because a later edit does not change the imported code. The syntax trees of 3,100 lines
+    take 0.10 to 0.16 s of processor time.
     """
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
     return {
@@ -76,13 +76,13 @@ def _drop_docstrings(nodes: Iterable[ast.AST]) -> None:
 
 
 def source_digest(files: Mapping[str, str]) -> str:
-    """SHA-256, in hex, over the names of files and a digest of each.
+    """SHA-256, in hex, over the names and digests of files.
 
-    It names the code where no commit does: in an installed wheel or an edited checkout.
+    It identifies the code without a commit: in an installed wheel or an edited checkout.
     """
     digest = hashlib.sha256()
     for name, inner in files.items():
-        # The inner hash has a fixed length, so no two lists of files feed the same bytes.
+        # The inner digest has a fixed length, so different lists of files never hash the same bytes.
         digest.update(name.encode() + b"\0" + bytes.fromhex(inner))
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""The changes of code that `reproduce --dry-run` prints: `code.diff` may come from a stranger."""
+"""The changes of code that `reproduce --dry-run` prints, also for a `code.diff` of a stranger."""
 
 import base64
 import hashlib
@@ -82,7 +82,7 @@ def test_a_restored_folder_has_no_symbolic_link(package, tmp_path):
     assert (found / "evil.py").read_text() == "/etc/passwd"
 
 
-def test_a_deleted_init_is_a_change_like_others(changes):
+def test_a_deleted_init_is_a_change(changes):
     diff = (
         "diff --git a/package/__init__.py b/package/__init__.py\ndeleted file mode 100644\n--- a/package/__init__.py\n"
         "+++ /dev/null\n@@ -1 +0,0 @@\n-first = 1\n"
@@ -118,7 +118,7 @@ def binary(size):
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="limits are set on Linux")
-def test_a_patch_that_expands_without_end_is_refused(package, tmp_path):
+def test_a_patch_that_expands_too_far_is_refused(package, tmp_path):
     commit = git(package, "rev-parse", "HEAD")
     small = provenance.restore(package, commit, binary(1000).encode(), tmp_path / "small")
     assert (small / "x.bin").read_bytes() == bytes(1000)

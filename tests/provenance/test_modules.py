@@ -1,4 +1,4 @@
-"""Which modules are the user's own, found without importing any; what is kept of them, and where it may be put back."""
+"""How the user's own modules are found without an import, recorded and restored."""
 
 import sys
 import sysconfig
@@ -53,12 +53,12 @@ def test_all_modules_that_a_target_imports_are_found_and_none_is_executed(projec
     assert set(sys.modules) - before == set()
 
 
-def test_a_run_without_modules_of_its_own_has_none():
+def test_targets_of_this_package_have_no_user_modules():
     targets = {"mnist_exp.models.mlp", "keras.optimizers.Adam", "mnist_exp.schedules.constant", "os.path.join"}
     assert user_code(frozenset(targets)) == UserCode({}, frozenset({"keras"}))
 
 
-def test_what_is_edited_after_it_was_read_does_not_count_in_this_process(project):
+def test_a_later_edit_does_not_count_in_this_process(project):
     before = user_code(frozenset({"flat.build"}))
     (project / "by_name.py").write_text("edited")
     assert user_code(frozenset({"flat.build"})) == before
@@ -66,7 +66,7 @@ def test_what_is_edited_after_it_was_read_does_not_count_in_this_process(project
     assert user_code(frozenset({"flat.build"})).files["code/by_name.py"] == b"edited"
 
 
-def test_modules_that_are_not_the_same_here_are_named(project):
+def test_changed_and_missing_modules_are_named(project):
     files = user_code(frozenset({"proj.model.build"})).files
     assert modules.changed(files) == []
     (project / "proj" / "setup.py").write_text("")
@@ -74,7 +74,7 @@ def test_modules_that_are_not_the_same_here_are_named(project):
     assert modules.changed(files) == ["lazy", "proj.setup"]
 
 
-def test_written_modules_are_what_was_found(project, tmp_path, monkeypatch):
+def test_written_modules_equal_the_recorded_ones(project, tmp_path, monkeypatch):
     files = user_code(frozenset({"proj.model.build"})).files
     modules.check(files)
     write(files, tmp_path / "again")
@@ -86,7 +86,7 @@ def test_written_modules_are_what_was_found(project, tmp_path, monkeypatch):
     assert modules.changed(files) == []
 
 
-def test_what_cannot_be_kept_is_named_in_a_line():
+def test_files_that_are_not_recorded_are_named_in_one_line():
     kept = {"code/mine.py": b"a = 1", "code/pkg/__init__.py": b""}
     assert recordable(UserCode(kept, frozenset())) == (kept, "")
     lost = {"code/key.py": b"password = 'hunter22'", "code/fast.so": b"\x7fELF", "code/long.py": b"#" * 2**21}
@@ -111,27 +111,27 @@ def test_what_cannot_be_kept_is_named_in_a_line():
         *((bad, None) for bad in ("code/a b.py", "code/a\n.py", "code/1.py", "code/" + "a" * 150 + ".py", "")),
     ],
 )
-def test_only_places_of_modules_are_names_of_modules(file, name):
+def test_only_paths_of_modules_have_module_names(file, name):
     assert module_name(file) == name
 
 
 @pytest.mark.parametrize(
     "top", ["os", "json", "sys", "mnist_exp", "hydra_plugins", "numpy", "keras", "tensorflow", "rich"]
 )
-def test_recorded_modules_hide_none_of_python_s_or_installed_ones(top):
+def test_a_recorded_module_must_not_hide_another_one(top):
     for file in (f"code/{top}.py", f"code/{top}/__init__.py", f"code/{top}/evil.py"):
-        with pytest.raises(RequestError, match=f"would hide {top}, which is Python's or installed"):
+        with pytest.raises(RequestError, match=f"would hide {top}, which belongs to Python or is installed"):
             modules.check([file])
-    with pytest.raises(RequestError, match="is not the place of a module"):
+    with pytest.raises(RequestError, match="is not the path of a module"):
         modules.check(["code/../evil.py"])
 
 
-def test_links_lead_nothing_outside(tmp_path):
+def test_no_module_is_written_through_a_symbolic_link(tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "pkg").symlink_to(tmp_path / "outside")
     (tmp_path / "target" / "file.py").symlink_to(tmp_path / "outside" / "file.py")
     for file in ("code/pkg/evil.py", "code/pkg/deeper/evil.py", "code/file.py"):
-        with pytest.raises(RequestError, match="there is a link"):
+        with pytest.raises(RequestError, match="because of a symbolic link"):
             write({file: b"x"}, tmp_path / "target")
     assert list((tmp_path / "outside").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Provenance on real git repositories, and what it must not record."""
+"""Provenance on real git repositories, without secrets in the record."""
 
 import hashlib
 import json
@@ -23,21 +23,21 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Runs git without anything of the user's in it."""
+    """Runs git without the settings of the user."""
     settings = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
     settings += ["-c", "core.autocrlf=false"]
     return subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a checkout, git's own left out."""
+    """All files of a checkout without those of git."""
     files = (path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A checkout without commits that holds a package, its configuration and a note."""
+    """A checkout without commits that contains a package, its configuration and a note."""
     top = tmp_path / "checkout"
     package = top / "package"
     package.mkdir(parents=True)
@@ -55,7 +55,7 @@ def empty(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkout(empty: Path) -> Path:
-    """The same, all committed on branch `topic`."""
+    """The same checkout with all files committed on branch `topic`."""
     git(empty, "checkout", "--quiet", "-b", "topic")
     git(empty, "add", ".")
     git(empty, "commit", "--quiet", "-m", "first")
@@ -63,7 +63,7 @@ def checkout(empty: Path) -> Path:
 
 
 @needs_git
-def test_a_clean_checkout_is_its_commit(checkout):
+def test_the_state_of_a_clean_checkout_is_its_commit(checkout):
     commit = git(checkout, "rev-parse", "HEAD").strip()
     for name in contents(checkout):
         os.utime(checkout / name, (1, 1))  # another time is no change
@@ -99,7 +99,7 @@ def test_the_recorded_diff_restores_the_files_on_a_clean_checkout(checkout, tmp_
 
 
 @needs_git
-def test_user_settings_that_break_patches_do_not_matter(checkout, tmp_path):
+def test_user_settings_of_git_do_not_change_the_diff(checkout, tmp_path):
     (checkout / "package" / "model.py").write_text("layers = 3\n")
     (checkout / "package" / "new.py").write_text("")
     plain = code_state(checkout / "package").diff
@@ -118,7 +118,7 @@ def test_user_settings_that_break_patches_do_not_matter(checkout, tmp_path):
 
 
 @needs_git
-def test_nothing_in_the_repository_is_written(checkout):
+def test_the_repository_is_only_read(checkout):
     os.utime(checkout / "package" / "model.py", (1, 1))  # which would make git refresh its index
     (checkout / "package" / "new.py").write_text("")
     (checkout / "package" / "old.py").write_text("removed = False\n")
@@ -130,7 +130,7 @@ def test_nothing_in_the_repository_is_written(checkout):
 
 
 @needs_git
-def test_ignored_files_and_untracked_ones_elsewhere_stay_out(checkout):
+def test_ignored_files_and_untracked_files_elsewhere_are_not_recorded(checkout):
     (checkout / "package" / "key.secret").write_text("hush")
     (checkout / "notebook.ipynb").write_text("{}")
     nested = checkout / "package" / "nested"
@@ -143,7 +143,7 @@ def test_ignored_files_and_untracked_ones_elsewhere_stay_out(checkout):
 
 
 @needs_git
-def test_files_that_hold_secrets_stay_out_and_the_rest_is_restored(checkout, tmp_path):
+def test_files_with_secrets_are_not_recorded_and_all_others_are_restored(checkout, tmp_path):
     package = checkout / "package"
     (package / ".env").write_text("TOKEN=hush-hush\n")
     (package / "key.pem").write_text("hush-hush\n")
@@ -198,7 +198,7 @@ def test_a_run_s_code_is_restored_into_a_new_folder(checkout, tmp_path):
         (None, "--- /dev/null\n+++ b/.git/hooks/post-checkout\n@@ -0,0 +1 @@\n+x\n", ".git/hooks"),
     ],
 )
-def test_code_that_cannot_be_restored_says_why(checkout, tmp_path, commit, diff, said):
+def test_the_error_says_why_code_cannot_be_restored(checkout, tmp_path, commit, diff, said):
     commit = git(checkout, "rev-parse", "HEAD").strip() if commit is None else commit
     with pytest.raises(RequestError) as refused:
         provenance.restore(checkout / "package", commit, diff.encode(), tmp_path / "then")
@@ -220,7 +220,7 @@ def test_nothing_is_restored_over_other_files(checkout, tmp_path):
 
 @needs_git
 @pytest.mark.parametrize("add", [False, True], ids=["untracked", "staged"])
-def test_a_repository_without_commits_is_all_diff(empty, tmp_path, add):
+def test_the_diff_of_a_repository_without_commits_has_all_files(empty, tmp_path, add):
     if add:
         git(empty, "add", ".")
     state = code_state(empty / "package")
@@ -238,7 +238,7 @@ def test_a_repository_without_commits_is_all_diff(empty, tmp_path, add):
 
 
 @needs_git
-def test_a_long_diff_is_cut_and_says_so(checkout):
+def test_a_long_diff_is_cut_with_a_note(checkout):
     (checkout / "package" / "long.py").write_text("value = 1\n" * 200_000)
     state = code_state(checkout / "package")
     *_, before, last = state.diff.splitlines()
@@ -260,7 +260,7 @@ def test_a_second_worktree_has_its_own_branch_and_changes(checkout, tmp_path):
 
 
 @needs_git
-def test_a_git_hook_of_another_repository_does_not_mislead(checkout, tmp_path, monkeypatch):
+def test_variables_of_a_git_hook_are_ignored(checkout, tmp_path, monkeypatch):
     expected = code_state(checkout / "package")
     other = tmp_path / "other"
     other.mkdir()
@@ -272,17 +272,17 @@ def test_a_git_hook_of_another_repository_does_not_mislead(checkout, tmp_path, m
 
 @needs_git
 @pytest.mark.parametrize("place", ["venv/lib/package", "lib/site-packages/package"], ids=["ignored", "not ignored"])
-def test_a_package_installed_inside_another_repository_does_not_take_its_commit(checkout, place):
+def test_a_package_installed_in_another_repository_has_no_commit(checkout, place):
     shutil.copytree(checkout / "package", checkout / place)
     assert code_state(checkout / place) == UNKNOWN
 
 
-def test_no_repository_is_unknown_without_a_word(tmp_path):
+def test_without_a_repository_the_state_is_unknown_without_a_message(tmp_path):
     assert code_state(tmp_path) == UNKNOWN
     assert Code(commit=None, branch=None, dirty=None, diff="", problems=()) == UNKNOWN
 
 
-def test_a_checkout_without_git_is_unknown_and_says_so(empty_path, checkout_without_git):
+def test_without_git_the_state_is_unknown_with_a_message(empty_path, checkout_without_git):
     found = code_state(checkout_without_git)
     assert found._replace(problems=()) == UNKNOWN
     (problem,) = found.problems
@@ -292,7 +292,7 @@ def test_a_checkout_without_git_is_unknown_and_says_so(empty_path, checkout_with
 
 @pytest.fixture
 def checkout_without_git(tmp_path: Path) -> Path:
-    """The folder of a package in what looks like a checkout."""
+    """The folder of a package beside a folder named .git."""
     (tmp_path / ".git").mkdir()
     (tmp_path / "package").mkdir()
     return tmp_path / "package"
@@ -300,12 +300,12 @@ def checkout_without_git(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PATH with no program on it."""
+    """A PATH without programs."""
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
 
 
 @needs_git
-def test_a_repository_git_refuses_is_unknown_and_says_so_in_a_line(checkout):
+def test_a_repository_that_git_refuses_is_unknown_with_one_line(checkout):
     (checkout / ".git" / "config").write_text("[broken\n")
     found = code_state(checkout / "package")
     assert found._replace(problems=()) == UNKNOWN
@@ -315,7 +315,7 @@ def test_a_repository_git_refuses_is_unknown_and_says_so_in_a_line(checkout):
 
 
 @needs_git
-def test_a_diff_that_takes_too_long_leaves_the_commit(checkout, monkeypatch):
+def test_the_commit_is_recorded_if_the_diff_takes_too_long(checkout, monkeypatch):
     def slow(*_: object) -> bytes:
         raise subprocess.TimeoutExpired("git diff-index", 10)
 
@@ -328,12 +328,12 @@ def test_a_diff_that_takes_too_long_leaves_the_commit(checkout, monkeypatch):
 
 
 def fresh(folder: Path) -> dict[str, str]:
-    """What a process finds that begins now."""
+    """The factors that a new process finds."""
     provenance.package_files.cache_clear()
     return provenance.source_files(folder, UserCode({}, frozenset()))
 
 
-def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
+def test_the_source_digest_depends_only_on_paths_and_contents_of_python_files(tmp_path):
     def write(folder: str, files: dict[str, str]) -> str:
         for name, text in files.items():
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -354,7 +354,7 @@ def test_source_digest_depends_on_python_paths_and_contents_only(tmp_path):
     assert len(digests | {digest}) == 5
 
 
-def test_facts_change_with_what_computes_and_not_with_what_shows(tmp_path, monkeypatch):
+def test_factors_change_with_code_that_computes_and_not_with_code_that_records(tmp_path, monkeypatch):
     def facts(own="1", plots="1", **files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
@@ -404,7 +404,7 @@ OTHER = (
 
 
 @pytest.mark.parametrize("place", ["package", "user"])
-def test_comments_and_docstrings_change_no_identity_and_any_other_edit_does(place, tmp_path):
+def test_an_edit_changes_the_identity_unless_it_is_a_comment_or_docstring(place, tmp_path):
     def digest(text):
         (tmp_path / "models.py").write_text(text if place == "package" else "")
         provenance.package_files.cache_clear()
@@ -417,7 +417,7 @@ def test_comments_and_docstrings_change_no_identity_and_any_other_edit_does(plac
     assert digest(COMPUTES) == first
 
 
-def test_contents_of_files_are_recorded_beside_their_trees(tmp_path):
+def test_digests_of_contents_and_of_syntax_trees_are_recorded(tmp_path):
     own = UserCode({"code/own.py": b"x = 1  # one"}, frozenset())
     (tmp_path / "models.py").write_text("y = 1")
     (tmp_path / "train.py").write_text("z = 1")
@@ -433,7 +433,7 @@ BITS = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_ENABLE_ONEDNN_O
 
 @pytest.fixture
 def facts(tmp_path, monkeypatch):
-    """Facts of a process that sets no variable that changes the bits."""
+    """Factors of a process without any variable that changes the bits."""
     for name in provenance.NUMERIC_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
@@ -443,7 +443,7 @@ def facts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*BITS, "KERAS_BACKEND", "TF_DETERMINISTIC_OPS"])
-def test_facts_change_with_each_variable_that_changes_bits(name, facts, monkeypatch):
+def test_factors_change_with_each_variable_that_changes_bits(name, facts, monkeypatch):
     before = facts()
     monkeypatch.setenv(name, "")
     assert facts()["variables"] == before["variables"] == {}
@@ -452,7 +452,7 @@ def test_facts_change_with_each_variable_that_changes_bits(name, facts, monkeypa
     assert facts() != before
 
 
-def test_facts_know_the_processor_and_its_instruction_sets(facts, monkeypatch):
+def test_factors_include_the_processor_and_its_instruction_sets(facts, monkeypatch):
     def on(cpuinfo):
         provenance.processor.cache_clear()
         monkeypatch.setattr(Path, "read_text", lambda self, **_: cpuinfo)
@@ -465,7 +465,7 @@ def test_facts_know_the_processor_and_its_instruction_sets(facts, monkeypatch):
     provenance.processor.cache_clear()
 
 
-def test_facts_change_with_the_settings_file_of_keras(facts, tmp_path):
+def test_factors_change_with_the_settings_file_of_keras(facts, tmp_path):
     assert facts()["keras_config"] == provenance.KERAS_DEFAULTS
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras" / "keras.json").write_text('{"floatx": "float64", "backend": "tensorflow"}')
@@ -474,7 +474,7 @@ def test_facts_change_with_the_settings_file_of_keras(facts, tmp_path):
     assert facts()["keras_config"] == provenance.KERAS_DEFAULTS
 
 
-def test_facts_have_the_versions_of_what_a_user_s_modules_import(facts):
+def test_factors_include_the_versions_of_packages_that_user_modules_import(facts):
     assert "rich" not in facts()["versions"]
     found = facts(["rich", "yaml", "numpy"])["versions"]
     assert found["rich"] == metadata.version("rich")
@@ -483,7 +483,7 @@ def test_facts_have_the_versions_of_what_a_user_s_modules_import(facts):
     assert facts(["rich"]).keys() == facts().keys()
 
 
-def test_versions_and_requirements_name_what_is_installed(monkeypatch):
+def test_versions_and_requirements_name_installed_packages(monkeypatch):
     import numpy
 
     monkeypatch.setattr(provenance.environment, "PACKAGES", ("numpy", "no-such-package-anywhere", "matplotlib"))
@@ -503,7 +503,7 @@ def test_hardware_is_this_machine():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin processes")
-def test_cores_are_those_the_process_may_use():
+def test_cores_are_limited_to_those_of_the_process():
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
@@ -512,7 +512,7 @@ def test_cores_are_those_the_process_may_use():
         os.sched_setaffinity(0, allowed)
 
 
-def test_environment_is_json_and_holds_no_secrets(monkeypatch):
+def test_the_environment_record_is_json_without_secrets(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_test")
     monkeypatch.setenv("TF_VAR_password", "hush")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -525,7 +525,7 @@ def test_environment_is_json_and_holds_no_secrets(monkeypatch):
     assert "hush" not in json.dumps(found)
 
 
-def test_a_process_is_known_to_run_and_to_be_gone(monkeypatch):
+def test_is_gone_tells_running_from_ended_processes(monkeypatch):
     own = provenance.process()
     assert not provenance.is_gone(own)
     *host, pid, started = own.split(" ")
