@@ -1,4 +1,4 @@
-"""Who may import what: a level for each folder, and imports go down only."""
+"""Allowed imports: each folder has a level, and imports only go down."""
 
 import ast
 import contextlib
@@ -118,13 +118,16 @@ def test_every_place_that_a_run_computes_with_is_part_of_its_identity():
 
 SLOW = {"tensorflow", "keras", "mlflow", "sklearn", "matplotlib", "optuna"}
 QUICK = {
+    "__main__",
     "commands",
+    "compare",
     "config",
     "console",
     "data",
     "errors",
     "provenance",
     "redact",
+    "relocate",
     "reproduce",
     "reproduction",
     "sweep",
@@ -135,7 +138,7 @@ NOT_QUICK = {"sweep/preflight", "sweep/preload", "sweep/optuna_search"}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if place(p) in QUICK and name_of(p) not in NOT_QUICK], ids=name_of)
-def test_what_answers_before_tensorflow_imports_nothing_slow_at_its_top(path):
+def test_code_that_runs_before_tensorflow_imports_nothing_slow_at_its_top(path):
     assert not {top.split(".")[0] for top in imports(path, only_top=True)} & SLOW
 
 
@@ -166,7 +169,7 @@ def declared(*extras):
         ("benchmarks", ("bench", "test", "optuna")),
     ],
 )
-def test_everything_that_is_imported_is_declared(folder, extras):
+def test_every_imported_package_is_declared(folder, extras):
     names = {name.partition(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imports(path)}
     ours = {"mnist_exp", "hydra_plugins", "tests", "benchmarks", *(path.stem for path in (ROOT / folder).rglob("*.py"))}
     asked = {plain(requirement.name) for requirement in declared(*extras)}
@@ -175,7 +178,7 @@ def test_everything_that_is_imported_is_declared(folder, extras):
     assert undeclared == set()
 
 
-def test_what_is_declared_is_met_by_what_is_installed():
+def test_installed_packages_satisfy_the_declared_versions():
     for requirement in declared("test"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)

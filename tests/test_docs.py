@@ -1,4 +1,4 @@
-"""The manual states what is: options as in `conf/`, tables as measured, and links that lead somewhere.
+"""The manual is up to date: options as in `conf/`, tables as measured, and links to existing pages.
 
 `python -m tests.test_docs` writes the generated parts: `docs/options.md`, and the tables of `docs/benchmarks.md`.
 """

@@ -1,4 +1,4 @@
-"""No secret reaches what a run leaves or what a command prints."""
+"""No secret reaches the files of a run or the output of a command."""
 
 import json
 import os
@@ -34,7 +34,7 @@ SECRET = "s3cr3t-Xy9"
         (f"two http://a:{SECRET}@b/c and\nhttp://d:{SECRET}@e", "two http://b/c and\nhttp://e"),
     ],
 )
-def test_a_secret_goes_and_the_rest_stays(text, kept):
+def test_only_the_secret_is_removed(text, kept):
     assert redact(text) == kept
     assert redact(kept) == kept
 
@@ -53,14 +53,14 @@ def test_a_secret_goes_and_the_rest_stays(text, kept):
         "basic blocks, bearer of news",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_other_text_is_kept(text):
     assert redact(text) == text
 
 
 @pytest.mark.parametrize("tail", ["", "(", "@", "'"], ids=["end", "bracket", "at", "quote"])
 @pytest.mark.parametrize("unit", ["a.", "a-", "a", "password", "password.", "password=", "a://a:", "a@", "bearer "])
 def test_time_is_linear_in_the_length_of_a_text(unit, tail):
-    """100,000 characters of one unit, each of which a pattern could begin at."""
+    """A text of 100,000 characters in which a match could begin at every unit."""
     text = unit * (100_000 // len(unit)) + tail
     began = time.process_time()
     redact(text)
@@ -97,14 +97,14 @@ def test_a_secret_in_source_code_is_a_literal(name, text, secret):
 
 
 def left(folder):
-    """Names of the files below a folder that hold the secret, but for `.env`, where it belongs."""
+    """Names of the files below a folder that contain the secret, except `.env`, where it belongs."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".env"]
     assert files
     return [str(path.relative_to(folder)) for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_nothing_of_a_command_shows_a_secret(with_store, tmp_path):
-    """An address that is refused, and a run with secrets in its overrides, in Hydra's files and in its folder."""
+def test_no_file_or_output_of_a_command_contains_a_secret(with_store, tmp_path):
+    """Cases: a refused address, and a run with secrets in its overrides, in Hydra's files and in its folder."""
     folder = with_store(tmp_path / "a")
     (folder / ".env").write_text(f"API_KEY={SECRET}\n")
     address = f"http://user:p@{SECRET}@127.0.0.1:9/?access_token={SECRET}"
@@ -123,7 +123,7 @@ def test_nothing_of_a_command_shows_a_secret(with_store, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_password_of_the_server_stays_with_the_user(tmp_path):
+def test_the_password_of_a_server_is_not_recorded(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -149,7 +149,7 @@ def test_a_password_of_the_server_stays_with_the_user(tmp_path):
 
 
 def wait_for(port):
-    """Wait until a server answers on the port of this machine."""
+    """Waits until a server answers on a port of this machine."""
     for _ in range(600):
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return

@@ -1,4 +1,4 @@
-"""The command that trains a run again: what it refuses, and that it finds and names a change of any kind."""
+"""The command `reproduce`: invalid requests, and runs that differ in one recorded factor."""
 
 import hashlib
 import json
@@ -80,7 +80,7 @@ def answers(tmp_path_factory, with_store):
 
 
 @pytest.mark.parametrize("typed", REFUSED)
-def test_what_cannot_be_tried_is_said_in_a_line(typed, answers):
+def test_an_invalid_request_gets_one_line(typed, answers):
     said = answers[1][typed]
     assert (said.code, said.out, said.tensorflow) == (2, "", False)
     assert said.err.startswith("error: ")
@@ -88,12 +88,12 @@ def test_what_cannot_be_tried_is_said_in_a_line(typed, answers):
     assert said.err.count("\n") == 1
 
 
-def test_nothing_is_left_of_what_was_refused(answers):
+def test_a_refused_request_leaves_no_files(answers):
     names = {path.name for path in answers[0].iterdir()}
     assert not {"out", "out.txt", "out.zip", "nowhere.db", "outputs"} & names
 
 
-def test_a_dry_run_says_what_differs_and_imports_no_tensorflow(answers):
+def test_a_dry_run_lists_the_differences_without_tensorflow(answers):
     said = answers[1]["dry full"]
     assert (said.code, said.tensorflow) == (0, False)
     lines = said.out.splitlines()
@@ -109,7 +109,7 @@ def test_a_dry_run_says_what_differs_and_imports_no_tensorflow(answers):
     assert lines[-1].startswith("  its code cannot be shown: the run's commit is unknown")
 
 
-def test_data_that_moved_are_found_by_their_name(answers):
+def test_moved_data_is_found_by_its_file_name(answers):
     folder, said = answers
     fingerprint = data.file(path=str(folder / "mine.npz"), validation=0.5).fingerprint
     assert f"  differs: data: 0 then, {fingerprint[:12]}… now\n" in said["dry gone"].out
@@ -133,7 +133,7 @@ def recorded(modules, target, **tags):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory, with_store):
-    """What is answered about runs of the user's own models, of which nothing here trains: recorded, packed, copied."""
+    """Answers of the command for runs of the user's own models: recorded, packed, copied. None of them trains."""
     folder = with_store(tmp_path_factory.mktemp("own"))
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (experiment,) = (e for e in client.search_experiments() if e.name == "mnist_exp")
@@ -180,7 +180,7 @@ def own(tmp_path_factory, with_store):
     return folder, commands(typed, trains=False)
 
 
-def test_a_run_of_one_s_own_store_needs_no_trust_and_its_recorded_modules_are_used(own):
+def test_a_run_of_the_user_s_own_store_needs_no_trust_and_uses_its_recorded_modules(own):
     assert own[1]["same"].code == 0
     assert "uses" not in own[1]["same"].out
     for name in ("edited", "gone"):
@@ -189,14 +189,14 @@ def test_a_run_of_one_s_own_store_needs_no_trust_and_its_recorded_modules_are_us
 
 
 @pytest.mark.parametrize("case", ["foreign", "whole.zip", "lost.zip", "hiding.zip", "fake.zip"])
-def test_what_another_machine_recorded_or_came_as_a_file_needs_trust(own, case):
+def test_a_run_of_another_machine_or_from_a_file_needs_trust(own, case):
     said = own[1][case]
     assert (said.code, said.out) == (2, "")
     assert "model._target_ must be one of" in said.err
     assert "--trust" in said.err
 
 
-def test_an_archive_brings_the_modules_that_its_config_calls(own):
+def test_an_archive_contains_the_modules_that_its_config_calls(own):
     for case in ("whole trusted", "copy"):
         assert own[1][case].code == 0, own[1][case].err
         assert own[1][case].out.startswith(f"{USES}helper, proj.model\n")
@@ -204,14 +204,14 @@ def test_an_archive_brings_the_modules_that_its_config_calls(own):
     assert "must name a function or class that exists" in own[1]["lost trusted"].err
 
 
-def test_an_archive_hides_nothing_of_python_s(own):
+def test_a_module_of_an_archive_must_not_hide_one_of_python(own):
     assert own[1]["hiding trusted"].code == own[1]["hiding checkout"].code == 2
     assert "the recorded module code/json/tool.py would hide json" in own[1]["hiding trusted"].err
     assert "the recorded module code/json/tool.py would hide json" in own[1]["hiding checkout"].err
     assert not (own[0] / "out2").exists()
 
 
-def test_a_checkout_has_the_user_s_modules_also_when_the_package_was_in_no_repository(own):
+def test_a_checkout_has_the_user_s_modules_even_without_a_repository(own):
     assert own[1]["checkout"].code == 0, own[1]["checkout"].err
     found = {path.relative_to(own[0] / "out").as_posix() for path in (own[0] / "out").rglob("*") if path.is_file()}
     assert {f"code/{name}" for name in found} == set(MINE)
@@ -219,7 +219,7 @@ def test_a_checkout_has_the_user_s_modules_also_when_the_package_was_in_no_repos
 
 
 def python(folder, code, *arguments, path=None):
-    """Run code in a process of its own; its exit code and its output."""
+    """Runs code in a new process; returns its exit code and output."""
     environ = environment(folder) | ({"PYTHONPATH": str(path)} if path is not None else {})
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -253,7 +253,7 @@ def build(image_shape, num_classes):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, with_store):
-    """A folder with a run on the user's own images, with layers wide enough that threads share their work."""
+    """A folder with a run on the user's own images, with layers so wide that threads share their work."""
     folder = with_store(tmp_path_factory.mktemp("original"))
     digits = data.digits()
     parts = {"x_train": digits.train.images, "y_train": digits.train.labels}
@@ -265,7 +265,7 @@ def original(tmp_path_factory, with_store):
 
 
 @pytest.mark.slow
-def test_the_same_is_identical(original):
+def test_an_unchanged_run_is_identical(original):
     code, out, err = python(original, REPRODUCE, "mine-s0", "--strict")
     assert code == 0, err
     assert "nothing that was recorded differs here" in out
@@ -273,7 +273,7 @@ def test_the_same_is_identical(original):
 
 
 @pytest.mark.slow
-def test_a_model_of_one_s_own_is_reproduced_after_it_was_edited_and_on_another_machine(tmp_path, with_store):
+def test_an_edited_user_model_is_reproduced_from_its_record(tmp_path, with_store):
     folder, elsewhere = with_store(tmp_path / "here"), with_store(tmp_path / "elsewhere")
     (folder / "own_helper.py").write_text("UNITS = 8\n")
     (folder / "own_model.py").write_text(OWN_MODEL)
@@ -296,7 +296,7 @@ def test_a_model_of_one_s_own_is_reproduced_after_it_was_edited_and_on_another_m
 
 @pytest.mark.slow
 @pytest.mark.skipif(provenance.cores() < 2, reason="needs two cores")
-def test_two_threads_on_one_core_give_the_bits_of_two(original):
+def test_two_threads_give_the_same_bits_on_one_core(original):
     code, out, err = python(original, ONE_CORE, "mine-s0", "--strict")
     assert code == 0, err
     assert out.splitlines()[1] == f"  differs: hardware cores: {provenance.cores()} then, 1 now"
@@ -311,7 +311,7 @@ def test_two_threads_on_one_core_give_the_bits_of_two(original):
         ("threads", "threads: null", "threads: 1", f"threads: {provenance.cores()} then, 1 now"),
     ],
 )
-def test_another_value_is_found_and_named(key, was, becomes, named, original, tmp_path):
+def test_a_changed_value_is_named(key, was, becomes, named, original, tmp_path):
     configs = (path for path in original.glob("mlruns/*/*/artifacts/config.yaml"))
     (artifacts,) = (path.parent for path in configs if not path.with_name("reproduction.json").exists())
     shutil.copytree(artifacts, tmp_path / "downloaded")
@@ -325,7 +325,7 @@ def test_another_value_is_found_and_named(key, was, becomes, named, original, tm
 
 
 @pytest.mark.slow
-def test_another_line_of_a_model_is_found_and_named(original, tmp_path):
+def test_a_changed_line_of_a_model_is_named(original, tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "mnist_exp", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(CONF_DIR, tmp_path / "conf", dirs_exist_ok=True)
     models = tmp_path / "mnist_exp" / "models" / "layers.py"
@@ -338,7 +338,7 @@ def test_another_line_of_a_model_is_found_and_named(original, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_pixel_of_the_data_is_found_and_named(original, tmp_path):
+def test_a_changed_pixel_of_the_data_is_named(original, tmp_path):
     with np.load(original / "mine.npz") as arrays:
         changed = dict(arrays)
     changed["x_train"][0, 14, 14] ^= 1

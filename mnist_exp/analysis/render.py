@@ -58,12 +58,10 @@ def _escape(text: str) -> str:
 def as_html(document: Sequence[Block], title: str) -> str:
     """The document as one HTML file without scripts and references to other files."""
     loader = jinja2.PackageLoader("mnist_exp.analysis", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, finalize=_finalize)
+    # Escapes control characters of texts; markup of ours, such as SVG, is no plain `str`.
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, finalize=lambda value: printable(value) if type(value) is str else value
+    )
     template = environment.get_template("report.html.j2")
     blocks = [(type(block).__name__, block) for block in document]
     return template.render(title=title, blocks=blocks, light=LIGHT, dark=DARK) + "\n"
-
-
-def _finalize(value: object) -> object:
-    """Escapes control characters of a text; the rest, such as SVG, is markup of ours."""
-    return printable(value) if type(value) is str else value

@@ -1,6 +1,5 @@
 """The parts that all figures share: a figure of its own without pyplot, plain axes, ticks and short labels."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -41,15 +40,14 @@ def whole_epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
 
 
-def log_scale(axes: Axes, which: str, subs: Sequence[int] = (1, 2, 5)) -> None:
-    """Make the axis `which`, x or y, logarithmic, with plain numbers at ticks.
-
-    Below three decades the ticks are at these multiples of the powers of ten, else at the powers alone.
-    """
+def log_scale(axes: Axes, which: str) -> None:
+    """Make the axis `which`, x or y, logarithmic, with plain numbers at its ticks."""
     axes.set(**{f"{which}scale": "log"})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=subs if high < 1000 * max(low, 1e-12) else (1,)))
+    ratio = high / max(low, 1e-12)
+    locator = MaxNLocator(6) if ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,))
+    axis.set_major_locator(locator)
     axis.set_major_formatter(NUMBERS)
     axis.set_minor_locator(NullLocator())
 

@@ -70,7 +70,7 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], metric:
             axes.fill_between(epochs, low, mean + std, color=color, alpha=0.18, linewidth=0)
         ends.append((float(mean[-1]), label, color))
     plain(axes, FONT, "epoch", f"{metric.replace('accuracy', 'error')} (%)" if accuracy else metric)
-    log_scale(axes, "y", (1, 2, 3, 5))
+    log_scale(axes, "y")
     whole_epochs(axes)
     if ends:
         _noise_band(axes, min(ends)[0], noise * _scale(metric))

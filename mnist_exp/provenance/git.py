@@ -95,7 +95,9 @@ def code_state(folder: Path) -> Code:
     problems = [f"code.diff leaves out {name}: it seems to hold a password or a key" for name in left_out]
     if len(kept) > DIFF_LIMIT:
         problems.append(f"code.diff is cut, so --checkout cannot restore the code: it has {len(kept):,} bytes")
-    return Code(commit, branch, bool(diff), _capped(kept), tuple(problems))
+        note = b"\n# cut: the whole diff has %d bytes, git apply will refuse this part\n" % len(kept)
+        kept = kept[:DIFF_LIMIT].rpartition(b"\n")[0] + note
+    return Code(commit, branch, bool(diff), kept.decode(errors="replace"), tuple(problems))
 
 
 def restore(folder: Path, commit: str, diff: bytes, target: Path) -> Path:
@@ -184,13 +186,6 @@ def _without_secrets(diff: bytes) -> tuple[bytes, list[str]]:
     return b"".join(comments + kept), left_out
 
 
-def _capped(diff: bytes) -> str:
-    if len(diff) > DIFF_LIMIT:
-        kept = diff[:DIFF_LIMIT].rpartition(b"\n")[0]
-        diff = kept + b"\n# cut: the whole diff has %d bytes, git apply will refuse this part\n" % len(diff)
-    return diff.decode(errors="replace")
-
-
 def _git(folder: Path, *arguments: str, index: Path | None = None, stdin: bytes = b"", bounded: bool = False) -> bytes:
     """Runs a git command without prompts, pager or changes to the repository, and returns its output.
 
@@ -227,7 +222,7 @@ def _bound() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What git printed to stderr, or else the exception's text."""
+    """The message of git, or else that of the exception."""
     stderr: bytes | None = getattr(error, "stderr", None)
     return stderr.decode(errors="replace").strip() if stderr else str(error)
 

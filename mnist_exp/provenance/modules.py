@@ -20,6 +20,7 @@ from mnist_exp.redact import shows_secret
 
 FOLDER = "code"  # of a run's artifacts
 MAX_FILE, MAX_ALL, MAX_FILES = 2**20, 2**22, 300  # bytes, bytes, number
+IMPORTERS = ("import_module", "__import__")
 INSTALLED = {"site-packages", "dist-packages"}
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -200,10 +201,7 @@ def _imported(node: ast.AST) -> list[str]:
         base = "." * node.level + (node.module or "")
         joined = base if base.endswith(".") else f"{base}."
         return [base, *(f"{joined}{alias.name}" for alias in node.names)]
-    if isinstance(node, ast.Call) and _last_name(node.func) in ("import_module", "__import__"):
+    function = node.func if isinstance(node, ast.Call) else None
+    if isinstance(node, ast.Call) and getattr(function, "attr", getattr(function, "id", "")) in IMPORTERS:
         return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
     return []
-
-
-def _last_name(function: ast.expr) -> str:
-    return str(getattr(function, "attr", getattr(function, "id", "")))

@@ -32,7 +32,10 @@ def package_files(folder: Path) -> dict[str, Digests]:
     """
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
     return {
-        name: Digests(hashlib.sha256(content).hexdigest(), tree_digest(content) if _computes(name) else None)
+        name: Digests(
+            hashlib.sha256(content).hexdigest(),
+            tree_digest(content) if name.split("/")[0] not in NOT_COMPUTING else None,
+        )
         for name, content in sorted(contents.items())
     }
 
@@ -85,7 +88,3 @@ def source_digest(files: Mapping[str, str]) -> str:
         # The inner digest has a fixed length, so different lists of files never hash the same bytes.
         digest.update(name.encode() + b"\0" + bytes.fromhex(inner))
     return digest.hexdigest()
-
-
-def _computes(name: str) -> bool:
-    return name.split("/")[0] not in NOT_COMPUTING

@@ -37,6 +37,12 @@ def test_learning_curves_are_mean_errors_with_a_band():
     assert texts(axes) == ["noise floor ±0.5", "a", "b"]
 
 
+def test_a_log_axis_of_less_than_a_decade_has_several_ticks():
+    (axes,) = charts.learning_curves({"a": [{1: 0.81, 2: 0.86, 3: 0.92}]}, "val_accuracy", NAN).axes
+    low, high = axes.get_ylim()
+    assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [10, 12.5, 15, 17.5]
+
+
 def test_learning_curves_stop_where_a_seed_stopped():
     (axes,) = charts.learning_curves({"a": [{1: 0.9, 2: 0.95}, {1: 0.9}]}, "val_accuracy", NAN).axes
     assert list(axes.lines[0].get_xdata()) == [1]
