@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from mnist_exp.config import Config
 from mnist_exp.config.untrusted import read_config
-from mnist_exp.errors import RequestError
+from mnist_exp.errors import RequestError, first_line
 from mnist_exp.provenance.modules import FOLDER, MAX_ALL, MAX_FILE, module_name
 
 # Name and largest size in bytes. Besides these an archive holds only the user's modules, in `code/`.
@@ -130,8 +130,7 @@ def from_archive(path: Path) -> Record:
     except OSError as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # zipfile raises half a dozen types on damaged bytes
-        said = " ".join(str(error).split())
-        raise RecordError(f"{path}: is not an archive of a run, or a damaged one: {said}") from error
+        raise RecordError(f"{path}: is not an archive of a run, or a damaged one: {first_line(error)}") from error
     return _record(str(path), files)
 
 
