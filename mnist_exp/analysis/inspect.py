@@ -9,7 +9,7 @@ import numpy as np
 
 from mnist_exp import tracking
 from mnist_exp.analysis import predictions, statistics
-from mnist_exp.analysis.leaderboard import ABSENT, SHORT_NAMES, flatten_json
+from mnist_exp.analysis.leaderboard import ABSENT, SHORT_NAMES, flatten_json, whole_data
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.config import changes_result, current_params, option_defaults
 from mnist_exp.tracking import RunInfo
@@ -135,7 +135,7 @@ def _mcnemar(uri: str, a: RunInfo, b: RunInfo) -> str:
     sides = [predictions.load(uri, run.run_id) for run in (a, b)]
     if sides[0] is None or sides[1] is None:
         return "test predictions: not tested, because one of the runs has none"
-    same_data = a.tags.get("data.fingerprint") == b.tags.get("data.fingerprint")  # other images may have equal labels
+    same_data = whole_data(a) == whole_data(b)  # other images may have equal labels
     if not same_data or not np.array_equal(sides[0].labels, sides[1].labels):
         return "test predictions: not tested, because the runs are on different data or splits"
     only_a, only_b, p = statistics.mcnemar(sides[0].right, sides[1].right)

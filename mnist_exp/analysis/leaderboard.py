@@ -1,4 +1,4 @@
-"""Ranks runs. Runs that differ only in seed form a row; rows on the same data and split form a table."""
+"""Ranks runs. Runs that differ only in seed or fold form a row; rows on the same data and split form a table."""
 
 import functools
 import json
@@ -29,34 +29,49 @@ class Choice(NamedTuple):
 
 
 class LeaderboardRow(NamedTuple):
-    """Finished runs that differ only in seed."""
+    """Finished runs that differ only in seed or fold."""
 
     label: str
     settings: dict[str, str]
-    runs: dict[int, RunInfo]  # by seed, the newest of each
-    repeats: int  # number of older runs of the same seeds, which are not counted
+    runs: dict[tuple[int, int], RunInfo]  # by seed and fold (0 without folds), the newest of each
+    repeats: int  # number of older runs of the same seeds and folds, which are not counted
+
+    @property
+    def overlap(self) -> float:
+        """Validation images divided by training images if the row consists of folds, else 0; see `statistics`."""
+        folds = self.settings.get("data.folds", "None")
+        return 1 / (int(folds) - 1) if folds.isdecimal() and int(folds) > 1 else 0.0
 
     def scores(self, metric: str) -> dict[int, float]:
-        """The metric by seed, for the runs that have a finite one."""
-        found = {seed: run.metrics.get(metric, math.nan) for seed, run in self.runs.items()}
-        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+        """The metric by seed, or by fold as the mean over seeds, for the runs that have a finite one."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for (seed, fold), run in self.runs.items():
+            value = run.metrics.get(metric, math.nan)
+            if math.isfinite(value):
+                found[fold if self.overlap else seed].append(value)
+        return {number: sum(values) / len(values) for number, values in found.items()}
 
     def summary(self, metric: str) -> statistics.Summary | None:
         """Mean, spread and interval of the metric; None when no run has it."""
         scores = self.scores(metric)
-        return statistics.summarise(list(scores.values()), bounds(metric)) if scores else None
+        return statistics.summarise(list(scores.values()), bounds(metric), self.overlap) if scores else None
 
 
 class Table(NamedTuple):
-    """Rows on the same data and split, best first."""
+    """Rows that are scored on the same images, or on the same folds of them, best first."""
 
     data: str
-    fingerprint: str
+    fingerprint: str  # of the whole data set: rows may train on a part of it
     rows: list[LeaderboardRow]
     named: bool  # whether labels are names of runs; otherwise they are the settings that vary
     varying: list[str]  # settings in which rows differ
     shared: dict[str, str]  # settings that are equal in all rows that have them
     test_evaluations: int  # how often the experiment has scored these test images
+
+    @property
+    def sampled(self) -> str:
+        """What the runs of a row differ in: `seeds` or `folds`."""
+        return "folds" if self.rows[0].overlap else "seeds"
 
 
 class Board(NamedTuple):
@@ -91,11 +106,17 @@ def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set
     if not ranked and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
         known = sorted({name for run in chosen for name in run.metrics if not name.startswith("test_")})
         raise RequestError(f"no chosen run has the metric {metric!r}; their metrics are: {', '.join(known) or 'none'}")
-    by_data: dict[tuple[str, str], list[RunInfo]] = defaultdict(list)
+    by_data: dict[tuple[str, str, str], list[RunInfo]] = defaultdict(list)
     for run in ranked:
-        by_data[run.tags.get("data.fingerprint", "unknown"), run.tags.get("selection", "validation")].append(run)
+        folds = run.params.get("data.folds", "None")
+        by_data[whole_data(run), folds, run.tags.get("selection", "validation")].append(run)
     tables = [_table(runs, metric, records) for runs in by_data.values()]
     return Board(description, metric, tables, left_out)
+
+
+def whole_data(run: RunInfo) -> str:
+    """The fingerprint of the data set that a run trained on all or a part of; earlier versions had no parts."""
+    return run.tags.get("data.base") or run.tags.get("data.fingerprint", "unknown")
 
 
 def choose(records: Sequence[RunInfo], choice: Choice) -> tuple[list[RunInfo], str]:
@@ -169,10 +190,11 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 
 
 def settings(run: RunInfo) -> dict[str, str]:
-    """All config values and environment factors that can change a run's result, except its seed and data."""
-    found = {}
-    for key, value in current_params(run.params).items():
-        if changes_result(key) and key not in (*SHORT_NAMES, "seed"):
+    """All config values and environment factors that can change a run's result, except its seed, fold and data."""
+    found, logged = {}, current_params(run.params)
+    left_out = {*SHORT_NAMES, "seed"} | ({"data.fold"} if logged["data.folds"] != "None" else set())
+    for key, value in logged.items():
+        if changes_result(key) and key not in left_out:
             group, _, name = key.partition(".")
             found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value
     found |= {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
@@ -232,7 +254,7 @@ def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> 
     names = _names(list(groups.values()))
     labels = names or setting_labels(rows, varying)
     for label, row, members in zip(labels, rows, groups.values(), strict=True):
-        ordered = {int(run.params["seed"]): run for run in reversed(members)}  # oldest first: the newest run stays
+        ordered = {_seed_and_fold(run): run for run in reversed(members)}  # oldest first: the newest run stays
         ordered = dict(sorted(ordered.items()))
         found.append(LeaderboardRow(label, row, ordered, len(members) - len(ordered)))
 
@@ -242,8 +264,13 @@ def _table(runs: Sequence[RunInfo], metric: str, records: Iterable[RunInfo]) -> 
 
     found.sort(key=rank)
     tags = runs[0].tags
-    data, fingerprint = tags.get("data.name", "unknown data"), tags.get("data.fingerprint", "unknown")
-    return Table(data, fingerprint, found, bool(names), varying, shared, test_evaluations(records, data))
+    data = tags.get("data.name", "unknown data")
+    return Table(data, whole_data(runs[0]), found, bool(names), varying, shared, test_evaluations(records, data))
+
+
+def _seed_and_fold(run: RunInfo) -> tuple[int, int]:
+    fold = run.params.get("data.fold", "")
+    return int(run.params["seed"]), int(fold) if fold.isdecimal() else 0
 
 
 def _split(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, str]]:

@@ -10,6 +10,11 @@ from mnist_exp.analysis.verdicts import Verdict
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import higher_is_better
 
+GENERALISES = {
+    "seeds": "The tests generalise to other seeds on the same images, not to other images.",
+    "folds": "Folds are not independent, because their training images overlap. Tests and intervals are corrected for "
+    "that after Nadeau and Bengio (2003). They generalise to other images of the same kind.",
+}
 MAX_PAIRS = 15  # if there are more, the document lists only the pairs with the best row
 
 
@@ -107,11 +112,12 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
         yield Text(f"{len(table.rows) - top} more rows. The best of many rows is partly luck.")
     repeats = sum(row.repeats for row in table.rows)
     if repeats:
-        yield Text(f"{_count(repeats, 'older run')} not counted, because a newer run has the same seed")
+        same = "seed and fold" if table.sampled == "folds" else "seed"
+        yield Text(f"{_count(repeats, 'older run')} not counted, because a newer run has the same {same}")
     yield Text(_test_note(table, on_test))
     if part.verdicts:
         yield Heading("Differences between rows")
-        yield Text("The tests generalise to other seeds on the same images, not to other images.")
+        yield Text(GENERALISES[table.sampled])
         yield from _verdicts(part.verdicts, metric)
     if part.axis:
         yield Heading(f"Values of {part.axis}")
@@ -121,7 +127,8 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
         yield Heading("Time")
         yield times
         yield Text(
-            "Means over seeds. s to N %: seconds until the validation accuracy reached N %, without/with compilation."
+            f"Means over {table.sampled}. s to N %: seconds until the validation accuracy reached N %, without/with "
+            "compilation."
         )
     if part.pictures:
         yield Heading("Pictures")
@@ -140,7 +147,15 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     short = short_names(table.varying)
     columns = table.varying if table.named else []  # otherwise the labels contain them
     header = ["#", "row", *(short[key] for key in columns)]
-    header += [metric.removeprefix("final_") + unit, "95 % interval", "std", "seeds", "best", "worst", f"test{unit}"]
+    header += [
+        metric.removeprefix("final_") + unit,
+        "95 % interval",
+        "std",
+        table.sampled,
+        "best",
+        "worst",
+        f"test{unit}",
+    ]
     rows = []
     for rank, row in enumerate(table.rows[:top], 1):
         found = row.summary(metric)

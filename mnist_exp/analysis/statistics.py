@@ -53,8 +53,18 @@ class Difference(NamedTuple):
     spread: float
 
 
-def summarise(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Summary:
+def summarise(
+    values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf), overlap: float = 0.0
+) -> Summary:
     """Mean, spread and the 95 % t interval of the mean, clipped to the bounds of the metric.
+
+    Args:
+        values: scores of independent runs, or of folds.
+        bounds: least and largest possible score.
+        overlap: 0 for independent runs. For folds the number of validation images divided by that of training images:
+            scores of folds are correlated, because their training images overlap. The variance of their mean is
+            estimated as std² (1 / n + overlap) instead of std² / n. Nadeau and Bengio, Inference for the
+            Generalization Error, Machine Learning 52, 2003, https://doi.org/10.1023/A:1024068626366.
 
     Raises:
         ValueError: there are no values.
@@ -64,25 +74,26 @@ def summarise(values: Sequence[float], bounds: tuple[float, float] = (-math.inf,
         raise ValueError("need at least one value")
     n, mean = len(array), float(array.mean())
     std = float(array.std(ddof=1)) if n > 1 else math.nan
-    half = _quantile(n - 1) * std / math.sqrt(n) if n > 1 else math.nan
+    half = _quantile(n - 1) * std * math.sqrt(1 / n + overlap) if n > 1 else math.nan
     low, high = (float(end) for end in np.clip((mean - half, mean + half), *bounds))
     return Summary(n, mean, std, low, high, float(array.min()), float(array.max()))
 
 
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
+def difference(a: Mapping[int, float], b: Mapping[int, float], overlap: float = 0.0) -> Difference:
     """Tests whether two samples differ in their mean: paired by seed if both have the same seeds, else Welch's test.
+
+    With an `overlap` as in `summarise` the samples map folds to scores, and the test is the corrected resampled t test
+    of Nadeau and Bengio. It has no replacement when all folds differ by the same amount.
 
     If all pairs differ by the same amount, t is undefined, and a sign test without an interval replaces it. The tests
     are written out because SciPy's paired test takes 0.8 ms and this one 0.04 ms: 200 rows have 19,900 pairs.
 
     Raises:
-        Untestable: a sample has fewer than two seeds or a score that is not finite, or both have no spread.
+        Untestable: a sample has fewer than two seeds or a score that is not finite, both have no spread, or the folds
+            of the samples are not the same.
     """
+    _check_samples(a, b, overlap)
     x, y = list(a.values()), list(b.values())
-    if min(len(x), len(y)) < 2:
-        raise Untestable(f"a test needs at least two seeds on each side, got {len(x)} and {len(y)}")
-    if not all(map(math.isfinite, x + y)):
-        raise Untestable("a score is not a finite number")
     (mean_x, var_x), (mean_y, var_y) = _moments(x), _moments(y)
     within, rounding = math.sqrt((var_x + var_y) / 2), ROUNDING * max(map(abs, x + y))
     if within <= rounding:
@@ -90,7 +101,7 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     n, paired = min(len(x), len(y)), a.keys() == b.keys()
     if paired:
         value, variance = _moments([a[seed] - b[seed] for seed in a])
-        spread, error, freedom = math.sqrt(variance), math.sqrt(variance / n), n - 1.0
+        spread, error, freedom = math.sqrt(variance), math.sqrt(variance * (1 / n + overlap)), n - 1.0
     else:
         spread, value, parts = within, mean_x - mean_y, (var_x / len(x), var_y / len(y))
         error = math.sqrt(sum(parts))
@@ -99,11 +110,23 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
         value = 0.0
     effect = hedges_g(value, within, len(x) + len(y) - 2)
     if spread <= rounding:
+        if overlap:
+            raise Untestable("all folds differ by the same amount, so chance cannot be estimated")
         p = 2.0 ** (1 - n) if value else 1.0
         return Difference(paired, n, value, math.nan, math.nan, p, effect, 0.0)
     p = float(2 * special.stdtr(freedom, -abs(value) / error))
     half = _quantile(freedom) * error
     return Difference(paired, n, value, value - half, value + half, p, effect, spread)
+
+
+def _check_samples(a: Mapping[int, float], b: Mapping[int, float], overlap: float) -> None:
+    if min(len(a), len(b)) < 2:
+        units = "folds" if overlap else "seeds"
+        raise Untestable(f"a test needs at least two {units} on each side, got {len(a)} and {len(b)}")
+    if overlap and a.keys() != b.keys():
+        raise Untestable(f"a test over folds needs the same folds on both sides, got {sorted(a)} and {sorted(b)}")
+    if not all(map(math.isfinite, (*a.values(), *b.values()))):
+        raise Untestable("a score is not a finite number")
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from mnist_exp.scores import bounds, higher_is_better
 # Returns for a single run which test images are right, bool (n,), or None if its predictions cannot be read.
 Right = Callable[[LeaderboardRow], np.ndarray | None]
 Sample = dict[int, float]
+CORRECTED = "corrected t"  # the test over folds
 
 
 class Verdict(NamedTuple):
@@ -48,19 +49,20 @@ class _Pair(NamedTuple):
 
 
 def of_rows(rows: Sequence[LeaderboardRow], metric: str, right: Right, top: int) -> list[Verdict]:
-    """Tests each pair of rows over their seeds, and each pair of single runs on their predictions.
+    """Tests each pair of rows over their seeds or folds, and each pair of single runs on their predictions.
 
     Returns:
         Verdicts on the pairs of the first `top` rows, corrected for the pairs of all rows.
     """
     answers = {row.label: right(row) for row in rows if len(row.runs) == 1}
     samples = [row.scores(metric) for row in rows]
+    overlap = rows[0].overlap  # of all rows of a table
     pairs, shown = [], []
     for (i, a), (j, b) in itertools.combinations(enumerate(rows), 2):
         if a.label in answers and b.label in answers:
             pairs.append(_single_runs(a.label, b.label, samples[i], samples[j], answers[a.label], answers[b.label]))
         else:
-            pairs.append(_over_seeds(a.label, b.label, samples[i], samples[j], metric))
+            pairs.append(_over_runs(a.label, b.label, samples[i], samples[j], metric, overlap))
         shown.append(j < top)
     return _corrected(pairs, shown, metric)
 
@@ -80,7 +82,7 @@ def along(table: Table, axis: str, metric: str) -> list[Verdict]:
                 _Pair(Verdict(a, b, "none", 0, math.nan, words="these values have no other settings in common"), x, y)
             )
             continue
-        pair = _over_seeds(a, b, x, y, metric)
+        pair = _over_runs(a, b, x, y, metric, table.rows[0].overlap)
         if count > 1:
             words = "; ".join(
                 filter(None, (pair.verdict.words, f"mean over {count} combinations of the other settings"))
@@ -97,17 +99,20 @@ def points(metric: str, value: float) -> str:
     return f"{value:.3g}"
 
 
-def _over_seeds(first: str, second: str, x: Sample, y: Sample, metric: str) -> _Pair:
+def _over_runs(first: str, second: str, x: Sample, y: Sample, metric: str, overlap: float) -> _Pair:
+    """A test over seeds, or over folds if there is an overlap."""
     untested = Verdict(first, second, "none", min(len(x), len(y)), _mean(x.values()) - _mean(y.values()))
     if min(len(x), len(y)) < 2:
-        return _Pair(untested._replace(words="a test needs at least two seeds on each side"), x, y)
+        units = "folds" if overlap else "seeds"
+        return _Pair(untested._replace(words=f"a test needs at least two {units} on each side"), x, y)
     try:
-        found = statistics.difference(x, y)
+        found = statistics.difference(x, y, overlap)
     except statistics.Untestable as error:
         return _Pair(untested._replace(words=str(error)), x, y)
     least, most = bounds(metric)
     low, high = max(found.low, least - most), min(found.high, most - least)  # two accuracies differ by at most 1
-    test = "Welch t" if not found.paired else "paired t" if found.spread else "sign flips"
+    paired = CORRECTED if overlap else "paired t"
+    test = "Welch t" if not found.paired else paired if found.spread else "sign flips"
     verdict = Verdict(first, second, test, found.n, found.value, low, high, found.effect, found.p)
     return _Pair(verdict, x, y, found.spread)
 
@@ -160,7 +165,7 @@ def _words(v: Verdict, spread: float, tests: int, metric: str) -> str:
         low, high = sorted((abs(v.low), abs(v.high)))
         between = f"95 % interval {points(metric, low).removesuffix(' points')} to {points(metric, high)}"
         return f"{shown} ({between}; {evidence}){note}"
-    if not v.difference or not spread:
+    if not v.difference or not spread or v.test == CORRECTED:  # more folds are other training sets, not more runs
         return f"no difference shown ({evidence}){note}"
     # The other pairs' p values with more seeds are unknown, so this pair has to pass Holm's strictest level.
     seeds = statistics.seeds_to_show(v.difference, spread, v.test == "paired t", statistics.ALPHA / tests)

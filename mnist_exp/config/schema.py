@@ -96,8 +96,9 @@ class Config:
 
 
 def run_name(config: Config | DictConfig) -> str:
-    """The name of a config's run; its seed tells it apart from the config's other runs."""
-    return f"{config.name}-s{config.seed}"
+    """The name of a config's run; its seed and its fold tell it apart from the config's other runs."""
+    fold = f"-f{config.data['fold']}" if config.data.get("folds") is not None else ""
+    return f"{config.name}-s{config.seed}{fold}"
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -177,7 +177,7 @@ def _write(folder: Path, rows: Sequence[console.SummaryRow], note: str) -> None:
     scores: dict[str, list[float]] = {}
     for row in rows:
         if row.status in DONE and row.val_accuracy is not None:
-            setting = " ".join(part for part in row.swept.split() if not part.startswith("seed="))
+            setting = " ".join(part for part in row.swept.split() if not part.startswith(("seed=", "data.fold=")))
             scores.setdefault(setting or "all", []).append(row.val_accuracy)
     if scores:
         plots.sweep(scores).savefig(folder / "sweep.png")

@@ -24,7 +24,7 @@ def test_runs_that_differ_only_in_seed_are_a_row():
     (table,) = tables(*(run(n, seed=n, accuracy=0.9 + n / 100) for n in range(3)), run(3, accuracy=0.5, model__width=7))
     best, other = table.rows
     assert best.scores(METRIC) == {0: 0.9, 1: 0.91, 2: 0.92}
-    assert list(other.runs) == [0]
+    assert list(other.runs) == [(0, 0)]
     assert table.varying == ["model.width"]
     assert table.shared == {**EARLIER, "model": "mlp", "selection": "validation", "trainer.epochs": "3"}
 
@@ -226,3 +226,44 @@ def test_an_axis_is_named_in_full_or_without_its_group():
     assert leaderboard.resolve_axis(table, "optimizer") == "optimizer"
     with pytest.raises(RequestError, match=r"got 'trainer.epochs'; these vary: optimizer, model.width"):
         leaderboard.resolve_axis(table, "trainer.epochs")
+
+
+def fold(number, fold, accuracy, seed=0, **settings):
+    """A run on one of five folds. Each fold has other validation images, and so a fingerprint of its own."""
+    tags = {"data.base": "whole", "data.fingerprint": f"fold {fold}"}
+    return run(number, seed, accuracy, tags=tags, data__folds=5, data__fold=fold, **settings)
+
+
+def test_folds_form_a_row_with_a_corrected_interval():
+    accuracies = (0.90, 0.92, 0.91, 0.93, 0.94)
+    (table,) = tables(*(fold(n, n, accuracy) for n, accuracy in enumerate(accuracies)))
+    (row,) = table.rows
+    assert row.scores(METRIC) == dict(enumerate(accuracies))
+    assert (row.overlap, table.sampled, table.fingerprint) == (0.25, "folds", "whole")
+    assert table.shared["data.folds"] == "5"
+    assert "data.fold" not in row.settings
+    assert row.summary(METRIC).high == pytest.approx(0.92 + 2.776445 * math.sqrt(2.5e-4 * 0.45))
+
+
+def test_folds_of_several_seeds_are_their_means_and_have_a_table_of_their_own():
+    folds = [fold(10 * seed + n, n, 0.8 + n / 100 + seed / 10, seed) for n in range(5) for seed in (0, 1)]
+    whole = run(99, accuracy=0.5, tags={"data.base": "whole", "data.fingerprint": "whole"})
+    both = tables(*folds, whole)
+    assert [len(table.rows) for table in both] == [1, 1]
+    assert both[0].rows[0].scores(METRIC) == pytest.approx({n: 0.85 + n / 100 for n in range(5)})
+    assert len(both[0].rows[0].runs) == 10
+    assert both[1].sampled == "seeds"
+
+
+def test_parts_of_a_data_set_are_rows_of_one_table():
+    parts = [
+        run(
+            n,
+            accuracy=0.5 + n / 10,
+            tags={"data.base": "f1", "data.fingerprint": f"part {n}"},
+            data__train_size=100 * n,
+        )
+        for n in (1, 2)
+    ]
+    (table,) = tables(*parts, run(3))  # that of an earlier version has the fingerprint alone
+    assert [row.label for row in table.rows] == ["train_size=None", "train_size=200", "train_size=100"]

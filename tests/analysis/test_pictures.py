@@ -30,7 +30,9 @@ def test_images_of_other_data_with_equal_labels_are_not_shown(params, fingerprin
     inverted = {"x_train": 255 - digits.train.images, "x_test": 255 - digits.test.images}
     np.savez("other.npz", **inverted, y_train=digits.train.labels, y_test=digits.test.labels)
     run = tracked_runs.run(0)._replace(params=params)
-    table = leaderboard.Table("x", fingerprint, [leaderboard.LeaderboardRow("x", {}, {0: run}, 0)], False, [], {}, 0)
+    table = leaderboard.Table(
+        "x", fingerprint, [leaderboard.LeaderboardRow("x", {}, {(0, 0): run}, 0)], False, [], {}, 0
+    )
     found = pictures._dataset(table, digits.test.labels)
     assert (found is not None) == shown
     if shown:

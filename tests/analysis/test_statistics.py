@@ -243,3 +243,39 @@ def test_one_seed_is_not_tested():
 def test_pooled_std():
     assert statistics.pooled_std([[1.0, 3.0], [5.0, 5.0, 5.0], [9.0]]) == pytest.approx(math.sqrt(2 / 3))
     assert math.isnan(statistics.pooled_std([[1.0], [2.0]]))
+
+
+def test_the_corrected_resampled_t_test_by_hand():
+    """Nadeau and Bengio, 2003: five folds, so that a fifth validates and the variance factor is 1/5 + 1/4."""
+    first = dict(enumerate((0.90, 0.92, 0.91, 0.93, 0.94)))
+    second = dict(enumerate((0.89, 0.90, 0.90, 0.91, 0.92)))
+    # The differences 0.01, 0.02, 0.01, 0.02, 0.02 have the mean 0.016 and the variance 3e-5.
+    error = math.sqrt(3e-5 * (1 / 5 + 1 / 4))
+    t = 0.016 / error
+    assert t == pytest.approx(4.3546, abs=5e-5)
+    square = 1 + t**2 / 4  # the t distribution with four degrees of freedom has a closed form
+    p = 1 - 0.75 * t / math.sqrt(square) * (1 - t**2 / square / 12)
+    found = statistics.difference(first, second, overlap=1 / 4)
+    assert (found.paired, found.n) == (True, 5)
+    assert found.value == pytest.approx(0.016)
+    assert found.p == pytest.approx(p) == pytest.approx(0.01211, abs=5e-6)
+    assert (found.low, found.high) == pytest.approx((0.016 - 2.776445 * error, 0.016 + 2.776445 * error))
+    assert found.p > statistics.difference(first, second).p
+    # Mean 0.92, variance 2.5e-4.
+    row = statistics.summarise(list(first.values()), overlap=1 / 4)
+    assert (row.high - row.mean) == pytest.approx(2.776445 * math.sqrt(2.5e-4 * 0.45))
+    assert row.std == pytest.approx(math.sqrt(2.5e-4))
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ({0: 0.8, 1: 0.9}, "a test over folds needs the same folds on both sides, got [0, 1, 2] and [0, 1]"),
+        ({0: 0.8}, "a test needs at least two folds on each side, got 3 and 1"),
+        ({0: 0.8, 1: 0.82, 2: 0.81}, "all folds differ by the same amount, so chance cannot be estimated"),
+    ],
+)
+def test_folds_that_cannot_be_tested(second, reason):
+    with pytest.raises(statistics.Untestable) as error:
+        statistics.difference({0: 0.9, 1: 0.92, 2: 0.91}, second, overlap=1 / 4)
+    assert str(error.value) == reason

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mnist_exp.analysis import leaderboard, statistics, verdicts
+from mnist_exp.analysis import leaderboard, report, statistics, verdicts
 from tests.helpers.tracked_runs import ALL, METRIC, grid, run
 
 
@@ -153,3 +153,29 @@ def test_values_without_common_settings_are_not_tested():
     ]
     (found,) = verdicts.along(leaderboard.board(records, ALL, METRIC).tables[0], "x.y", METRIC)
     assert found.words == "not tested: these values have no other settings in common"
+
+
+def test_folds_have_a_corrected_test_and_none_that_takes_them_for_independent():
+    def folds(number, model, accuracies):
+        return [
+            run(10 * number + n, 0, accuracy, data__folds=5, data__fold=n, name=model, model__width=number)
+            for n, accuracy in enumerate(accuracies)
+        ]
+
+    records = folds(1, "a", (0.90, 0.92, 0.91, 0.93, 0.94)) + folds(2, "b", (0.89, 0.90, 0.90, 0.91, 0.92))
+    board = leaderboard.board(records, ALL, METRIC)
+    (found,) = verdicts.of_rows(board.tables[0].rows, METRIC, lambda row: None, 10)
+    assert (found.test, found.n, found.permutation, found.bootstrap) == ("corrected t", 5, None, None)
+    assert found.p == pytest.approx(0.01211, abs=5e-6)
+    assert found.words == "a is higher by 1.60 points (95 % interval 0.58 to 2.62 points; p=0.012, n=5)"
+    (along,) = verdicts.along(board.tables[0], "model.width", METRIC)
+    assert along.p == found.p
+    records = folds(1, "a", (0.90, 0.92, 0.91, 0.93, 0.94)) + folds(2, "b", (0.92, 0.90, 0.90, 0.91, 0.94))
+    (found,) = verdicts.of_rows(leaderboard.board(records, ALL, METRIC).tables[0].rows, METRIC, lambda row: None, 10)
+    assert found.words.startswith("no difference shown (p=")
+    assert found.words.endswith(", n=5)")  # no number of seeds
+    text = "\n".join(
+        str(block) for block in report.blocks(board, report.examine(board, None, 10, lambda row: None), 10)
+    )
+    assert "Folds are not independent" in text
+    assert "'folds'" in text

@@ -433,7 +433,7 @@ def test_identity_rows_and_factors_agree_about_every_key(key):
         place[last] = "other"
     else:
         setattr(place, last, {"other": {"_target_": "mine.other"}} if key in LISTS else "other")
-    same_row = key == "seed"  # seeds of one row
+    same_row = key == "seed"  # seeds of one row, as are folds, but this one is without data.folds
     assert told_apart(changed) == (changes_result(key), changes_result(key) and not same_row, changes_result(key))
 
 

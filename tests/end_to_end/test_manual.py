@@ -35,6 +35,7 @@ NOT_RUN = {  # how a command begins, and why no test runs it
     "python -m benchmarks.": "minutes on an idle machine",
 }
 LONG = {  # checked, not trained
+    "python -m mnist_exp.train sweep=folds": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=depth_study": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=optimizer_study": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=regularisation_study": "sweep.preflight=only",
