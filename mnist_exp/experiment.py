@@ -4,6 +4,7 @@ TensorFlow, MLflow and Matplotlib take 7 s to import. The functions that use the
 search for a finished run need not wait.
 """
 
+import csv
 import json
 import shlex
 import sys
@@ -288,15 +289,17 @@ def _write_results(folder: Path, experiment: Experiment, fitted: "Fitted", score
     np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
     # Not logged as metrics: MLflow would draw thirty charts of one bar each, between which the curves are lost.
     figures = scores.per_class(confusion)
-    table = np.column_stack([np.arange(dataset.num_classes), confusion.sum(axis=1), *figures.values()])
-    header = ",".join(("class", "images", *figures))
-    np.savetxt(folder / "per_class.csv", table, "%g", ",", header=header, comments="")
+    with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["class", "images", *figures, "name"])
+        for row in zip(range(dataset.num_classes), confusion.sum(axis=1), *figures.values(), classes, strict=True):
+            table.writerow([*(f"{value:g}" for value in row[:-1]), row[-1]])
     shown = range(min(dataset.num_classes, 12))
     of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in shown])
     for name, figure in (
         ("curves", plots.curves(fitted.history, title=title, validation=validation)),
         ("confusion_matrix", plots.confusion_matrix(confusion, classes)),
-        ("mistakes", plots.mistakes(dataset.test.images, labels, test_logits)),
-        ("samples", plots.samples(dataset.train.images[of_each], dataset.train.labels[of_each])),
+        ("mistakes", plots.mistakes(dataset.test.images, labels, test_logits, classes)),
+        ("samples", plots.samples(dataset.train.images[of_each], dataset.train.labels[of_each], classes)),
     ):
         figure.savefig(folder / f"{name}.png")

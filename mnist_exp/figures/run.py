@@ -18,6 +18,7 @@ MAX_LARGE_CLASSES = 12  # a larger confusion matrix has smaller letters
 MAX_NUMBERED_CLASSES = 30  # a larger one has no numbers, because they do not fit into its cells
 MAX_NAMED_CLASSES = 50
 MAX_MISTAKES = 25
+MAX_CLASS_NAME = 20  # letters; longer names would leave no room for the confusion matrix
 MAX_CONFIGURATIONS = 40
 MAX_LABEL = 60  # letters
 FLOAT32_STEP = 1e-7  # between 1 and the next float32
@@ -89,34 +90,41 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figur
     return figure
 
 
-def samples(images: np.ndarray, labels: np.ndarray, predictions: np.ndarray | None = None) -> Figure:
-    """Images with their labels, and with the predicted label where it differs.
+def samples(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], predictions: np.ndarray | None = None
+) -> Figure:
+    """Images with the names of their classes, and with the predicted class where it differs.
 
     Args:
         images: uint8 (n, h, w, c) with c = 1 (grey) or 3 (RGB).
         labels: true classes (n,).
+        class_names: the k names.
         predictions: predicted classes (n,).
     """
+    names = [shorten(name, MAX_CLASS_NAME) for name in class_names]
     if predictions is None:
-        return tiles(images, [str(label) for label in labels])
+        return tiles(images, [names[label] for label in labels])
     pairs = list(zip(labels, predictions, strict=True))
-    captions = [str(true) if true == predicted else f"true {true}, predicted {predicted}" for true, predicted in pairs]
-    return tiles(images, captions, [true != predicted for true, predicted in pairs])
+    captions = [names[true] if true == said else f"true {names[true]}, predicted {names[said]}" for true, said in pairs]
+    return tiles(images, captions, [true != said for true, said in pairs])
 
 
-def mistakes(images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Figure:
+def mistakes(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Up to 25 images with a wrong prediction and its probability, the most confident prediction first.
 
     Args:
         images: uint8 (n, h, w, c) with c = 1 (grey) or 3 (RGB).
         labels: true classes (n,).
         logits: floats (n, k).
+        class_names: the k names.
     """
+    names = [shorten(name, MAX_CLASS_NAME) for name in class_names]
+    between = ", " if max(map(len, names)) <= 3 else "\n"  # digits fit into one line
     predictions = logits.argmax(axis=1)
     chosen = scores.most_confident_mistakes(logits, labels, MAX_MISTAKES)
     confidence = scores.softmax(logits[chosen]).max(axis=1)
     captions = [
-        f"true {true}, predicted {predicted}\n({100 * probability:.1f} %)"
+        f"true {names[true]}{between}predicted {names[predicted]}\n({100 * probability:.1f} %)"
         for true, predicted, probability in zip(labels[chosen], predictions[chosen], confidence, strict=True)
     ]
     wrong = int((predictions != labels).sum())
@@ -238,7 +246,7 @@ def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     classes = len(class_names)
     size = FONT if classes <= MAX_LARGE_CLASSES else 10 if classes <= MAX_NUMBERED_CLASSES else 8
     ticks = range(0, classes, -(-classes // MAX_NAMED_CLASSES))
-    names = [shorten(class_names[tick], 20) for tick in ticks]  # longer names would leave no room for the matrix
+    names = [shorten(class_names[tick], MAX_CLASS_NAME) for tick in ticks]
     turned = LETTER * size * max(map(len, names)) * len(names) > 450  # points: most of the matrix' width
     axes.set_xticks(ticks, names, rotation=90 if turned else 0, fontsize=size, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=size, parse_math=False)

@@ -193,7 +193,7 @@ def test_confusion_refuses_missing_names():
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (8, 4), (10, 5), (11, 4), (25, 5), (100, 10)])
 def test_samples_are_one_image_that_holds_all_of_them(count, columns, channels):
     pixels = images(count, channels)
-    figure = plots.samples(pixels, np.arange(count))
+    figure = plots.samples(pixels, np.arange(count), [str(i) for i in range(count)])
     png(figure)
     assert texts(figure) == [str(i) for i in range(count)]
     (image,) = figure.axes[0].images
@@ -208,7 +208,7 @@ def test_samples_are_one_image_that_holds_all_of_them(count, columns, channels):
 
 
 def test_a_caption_stands_above_its_image_and_within_the_figure():
-    figure = plots.mistakes(images(25), np.zeros(25, int), np.tile([0.0, 9.0], (25, 1)))
+    figure = plots.mistakes(images(25), np.zeros(25, int), np.tile([0.0, 9.0], (25, 1)), ["T-shirt/top", "Ankle boot"])
     png(figure)
     width, height = figure.bbox.width, figure.bbox.height
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
@@ -217,44 +217,45 @@ def test_a_caption_stands_above_its_image_and_within_the_figure():
 
 
 def test_samples_name_wrong_predictions_in_another_colour():
-    figure = plots.samples(images(2), np.array([4, 9]), np.array([4, 7]))
+    figure = plots.samples(images(2), np.array([4, 9]), "0123456789", np.array([4, 7]))
     right, wrong = figure.axes[0].texts
     assert (right.get_text(), wrong.get_text()) == ("4", "true 9, predicted 7")
     assert right.get_color() != wrong.get_color()
 
 
 def test_a_figure_without_samples_has_a_text():
-    figure = plots.samples(images(0), np.zeros(0, int))
+    figure = plots.samples(images(0), np.zeros(0, int), "01")
     assert texts(figure) == ["no images"]
     assert png(figure)
 
 
 def test_small_images_that_are_not_square():
-    assert png(plots.samples(images(6)[:, :8, :20], np.arange(6)))
+    assert png(plots.samples(images(6)[:, :8, :20], np.arange(6), "012345"))
 
 
 def test_mistakes_are_sorted_by_confidence():
     logits = np.log([[0.02, 0.98], [0.9, 0.1], [0.25, 0.75]])
-    figure = plots.mistakes(images(3), np.array([0, 1, 1]), logits)
+    figure = plots.mistakes(images(3), np.array([0, 1, 1]), logits, ["Bag", "a name that goes on and on"])
     title = "mistakes: 2 of 3 images, most confident first"
-    assert texts(figure) == [title, "true 0, predicted 1\n(98.0 %)", "true 1, predicted 0\n(90.0 %)"]
+    long = "a name that goes on…"
+    assert texts(figure) == [title, f"true Bag\npredicted {long}\n(98.0 %)", f"true {long}\npredicted Bag\n(90.0 %)"]
 
 
 def test_at_most_25_mistakes_are_shown_in_a_small_file():
     rng = np.random.default_rng(0)
-    figure = plots.mistakes(images(1000), np.zeros(1000, int), rng.normal(size=(1000, 10)))
+    figure = plots.mistakes(images(1000), np.zeros(1000, int), rng.normal(size=(1000, 10)), "0123456789")
     assert len(figure.axes[0].texts) == 25
     assert len(png(figure)) < 200_000  # noise: nothing compresses worse
 
 
 def test_a_figure_without_mistakes_has_a_text():
-    figure = plots.mistakes(images(3), np.array([0, 1, 0]), np.eye(2)[[0, 1, 0]])
+    figure = plots.mistakes(images(3), np.array([0, 1, 0]), np.eye(2)[[0, 1, 0]], "01")
     assert texts(figure) == ["no mistakes in 3 images"]
     assert png(figure)
 
 
 def test_mistakes_of_a_diverged_model():
-    assert png(plots.mistakes(images(3), np.array([0, 1, 1]), np.full((3, 2), np.nan)))
+    assert png(plots.mistakes(images(3), np.array([0, 1, 1]), np.full((3, 2), np.nan), "01"))
 
 
 def test_a_figure_is_freed_with_its_last_reference():
