@@ -44,6 +44,7 @@ LIBRARIES = {
     "jinja2": {"analysis/render"},
     "rich": {"console"},
     "psutil": {"provenance"},
+    "PIL": {"data/formats"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Identity names these by their contents' results, such as a folder's digest, or they only record.

@@ -23,7 +23,11 @@ MAX_NAME = 14  # letters of a class name in a caption
 MIN_IMAGES = 10  # of a confidence bin; the accuracy of fewer images is noise
 MAX_CELLS = 20  # along a side of a heat map
 SOURCES: dict[str, Callable[..., data.Dataset]] = {
-    f"mnist_exp.data.{source.__name__}": source for source in (data.mnist, data.digits, data.file)
+    f"mnist_exp.data.{source.__name__}": source
+    for source in (
+        *(data.mnist, data.fashion_mnist, data.kmnist, data.emnist, data.cifar10, data.cifar100),
+        *(data.mnist5k, data.digits, data.file),
+    )
 }
 
 
@@ -196,15 +200,19 @@ def _images(table: Table, predicted: Mapping[str, list[Predictions]]) -> Iterato
 
 def _dataset(table: Table, labels: np.ndarray) -> data.Dataset | None:
     """The data set of the runs with these test labels; None if this machine has none with their fingerprint."""
-    params = next(iter(table.rows[0].runs.values())).params
+    run = next(iter(table.rows[0].runs.values()))
+    params = run.params
     source = SOURCES.get(params.get("data._target_", ""))
-    keys = [key for key in ("path", "validation", "split_seed") if params.get(f"data.{key}", "None") != "None"]
-    given = {key: params[f"data.{key}"] for key in keys}
+    keys = ("path", "split", "validation", "split_seed")
+    given = {key: text for key in keys if (text := params.get(f"data.{key}", "None")) != "None"}
+    texts = {key: given.pop(key) for key in ("path", "split") if key in given}
     try:
-        numbers = {key: json.loads(text) for key, text in given.items() if key != "path" and text != "test"}
-        found = source(**given | numbers) if source is not None else None
+        numbers = {key: text if text == "test" else json.loads(text) for key, text in given.items()}
+        found = source(**texts, **numbers) if source is not None else None
     except (data.DataError, ValueError, TypeError):  # for example a config of another version
         return None
-    if found is None or found.fingerprint != table.fingerprint or not np.array_equal(found.test.labels, labels):
+    # A subset's test images are those of the data set that it was taken from.
+    fingerprint = run.tags.get("data.base", table.fingerprint)
+    if found is None or found.fingerprint != fingerprint or not np.array_equal(found.test.labels, labels):
         return None
     return found

@@ -1,4 +1,4 @@
-"""Image data sets as NumPy arrays: MNIST, the digits that scikit-learn ships, and the user's own files or arrays.
+"""Image data sets as NumPy arrays: named ones, and the user's own files or arrays.
 
 Every source returns a `Dataset`. A data set of your own is a function that calls `arrays_to_dataset`.
 """
@@ -13,7 +13,18 @@ from mnist_exp.data.dataset import (
     check_validation,
 )
 from mnist_exp.data.files import IDX_FILES
-from mnist_exp.data.sources import digits, file, mnist, resolve_auto
+from mnist_exp.data.sources import (
+    cifar10,
+    cifar100,
+    digits,
+    emnist,
+    fashion_mnist,
+    file,
+    kmnist,
+    mnist,
+    mnist5k,
+    resolve_auto,
+)
 from mnist_exp.data.subsets import Subset, take
 
 __all__ = [
@@ -26,9 +37,15 @@ __all__ = [
     "arrays_to_dataset",
     "check_dataset",
     "check_validation",
+    "cifar10",
+    "cifar100",
     "digits",
+    "emnist",
+    "fashion_mnist",
     "file",
+    "kmnist",
     "mnist",
+    "mnist5k",
     "resolve_auto",
     "take",
 ]

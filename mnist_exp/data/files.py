@@ -1,4 +1,4 @@
-"""Image data in files: .npz archives and folders of IDX files, read within bounds.
+"""Image data in .npz, .npy and IDX files, read within bounds.
 
 Whatever is wrong with a file is reported as a `DataError` of one line.
 """
@@ -9,14 +9,14 @@ import gzip
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from mnist_exp import provenance
-from mnist_exp.data.dataset import ARRAYS, CheckedArrays, DataError, Header, check_arrays, check_headers
+from mnist_exp.data.dataset import ARRAYS, CheckedArrays, DataError, Header, Split, check_arrays, check_headers
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -24,18 +24,30 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-FORMATS = (
-    f"data.path takes an .npz file with the arrays {', '.join(ARRAYS)}, as numpy.savez writes it, or a folder with the"
-    " four IDX files of MNIST's names"
-)
-# First bytes of other kinds of files that users name by mistake.
-_MAGIC = {
-    b"\0\0\x08": "one IDX file",
-    b"\x1f\x8b": "a gzip file",
-    b"\x93NUMPY": "one array (.npy)",
-    b"\x89HDF": "an HDF5 file",
-}
+NPZ_OR_IDX = "an .npz or IDX file"
 _CHUNK = 2**20  # bytes that are decompressed at a time
+
+
+class Absent(DataError):
+    """A place does not hold the files that were looked for."""
+
+
+class Loaded(NamedTuple):
+    """What a place holds.
+
+    Attributes:
+        arrays: Training and test set.
+        validation: The validation set that the files themselves have.
+        class_names: One text for each label; None if the files name no classes.
+    """
+
+    arrays: CheckedArrays
+    validation: Split | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+# Gets what to call the place in messages, the files to read, and one option, "" for a reader that has none.
+Reader = Callable[[str, Sequence[Path], str], Loaded]
 
 
 def expand(text: str) -> Path:
@@ -48,8 +60,8 @@ def expand(text: str) -> Path:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns any error of reading a file into a DataError that begins with its path."""
+def reading(path: Path, kind: str = NPZ_OR_IDX) -> Iterator[None]:
+    """Turns any error of reading a file into a DataError that begins with its path and says that it is not `kind`."""
     try:
         yield
     except DataError:
@@ -58,46 +70,44 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
         raise DataError(f"{path}: this machine has too little memory to read it") from error
-    except Exception as error:  # the parsers of zip, gzip and npy raise a dozen types on damaged bytes
+    except Exception as error:  # the parsers of these formats raise a dozen types on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: damaged, truncated, or not an .npz or IDX file: {reason}") from error
+        raise DataError(f"{path}: damaged, truncated, or not {kind}: {reason}") from error
 
 
-def load_arrays(place: Path, npz: str | None = None) -> CheckedArrays:
-    """Reads an .npz file, or a folder: the file named `npz` if the folder has it, else the four IDX files.
+def check_memory(source: str, needed: int) -> None:
+    """Refuses data of more bytes than this machine's memory."""
+    present = provenance.memory()
+    if needed > present:
+        raise DataError(f"{source}: holds {needed / 1e9:,.1f} GB of data, this machine has {present / 1e9:,.1f}")
 
-    Raises:
-        DataError: If the files are missing or damaged, or break the rules of `arrays_to_dataset`.
-    """
-    place = place.absolute()
-    with _reading(place):
+
+def load(reader: Reader, place: Path, paths: Sequence[Path], option: str = "") -> Loaded:
+    """Reads the files of a place, or returns what was read of them before, if they are unchanged."""
+    with reading(place):
         # Time and size identify the content, so that a file that changed on disk is read again.
-        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in _locate(place, npz)]
-    return _read(str(place), *stamps)
+        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+    return _read(reader, str(place), option, *stamps)
 
 
-def _locate(place: Path, npz: str | None) -> list[Path]:
-    """The .npz file, or the four IDX files in the order of ARRAYS."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise DataError(f"{place}: {'neither a file nor a folder' if place.exists() else 'no such file or folder'}")
-    if npz is not None and (place / npz).is_file():
-        return [place / npz]
-    spellings = [(name, name.replace("-idx", ".idx")) for name in IDX_FILES]
-    candidates = [[place / f"{name}{gz}" for name in names for gz in ("", ".gz")] for names in spellings]
-    found = [next((path for path in paths if path.is_file()), None) for paths in candidates]
-    missing = [name for name, path in zip(IDX_FILES, found, strict=True) if path is None]
-    if missing:
-        also = f", and no {npz}" if npz is not None else ""
-        deeper = [path for folder in ("*", "*/*") for name in spellings[0] for path in place.glob(f"{folder}/{name}")]
-        deeper = [path for path in deeper if path.is_file()]
-        advice = f"{deeper[0]} lies deeper: name the folder that holds all four files" if deeper else FORMATS
-        raise DataError(f"{place}: this folder has no {', '.join(missing)} (plain or .gz){also}; {advice}")
-    return [path for path in found if path is not None]
+# The runs of a sweep share what is read here. Two entries serve a sweep over two files and bound the memory.
+@functools.lru_cache(maxsize=2)
+def _read(reader: Reader, source: str, option: str, *stamps: tuple[str, int, int]) -> Loaded:
+    return reader(source, [Path(name) for name, _, _ in stamps], option)
 
 
-class _Stored(NamedTuple):
+def idx_in(folder: Path, prefix: str = "") -> dict[str, Path]:
+    """The IDX files of MNIST's names that a folder has itself, by their names without `prefix`."""
+    found = {}
+    for name in IDX_FILES:
+        spellings = (f"{prefix}{name}", f"{prefix}{name.replace('-idx', '.idx')}")
+        candidates = [folder / f"{spelling}{gz}" for spelling in spellings for gz in ("", ".gz")]
+        if path := next((path for path in candidates if path.is_file()), None):
+            found[name] = path
+    return found
+
+
+class Stored(NamedTuple):
     """An array whose header was read. `stream` is at the start of its data; `where` is its name in a message."""
 
     where: str
@@ -118,50 +128,68 @@ class _Stored(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-# The runs of a sweep share what is read here. Two entries serve a sweep over two files and bound the memory.
-@functools.lru_cache(maxsize=2)
-def _read(source: str, *stamps: tuple[str, int, int]) -> CheckedArrays:
-    """Checks the headers before it reads data, so that a small file that expands to many gigabytes is refused early."""
-    stored: list[_Stored] = []
+def read_strict(source: str, paths: Sequence[Path], option: str = "") -> Loaded:
+    """Four arrays of integers, in the order of ARRAYS: in one .npz file, or in four .npz or IDX files."""
     with contextlib.ExitStack() as stack:
-        for name, _, _ in stamps:
-            path = Path(name)
-            with _reading(path):
-                stored += _open_npz(path, stack) if len(stamps) == 1 else [_open_idx(path, stack)]
-        for x, y in (stored[:2], stored[2:]):
-            check_headers(x.header, y.header)
-        needed, present = sum(array.size for array in stored), provenance.memory()
-        if needed > present:
-            raise DataError(f"{source}: holds {needed / 1e9:,.1f} GB of data, this machine has {present / 1e9:,.1f}")
-        arrays = {}
-        for array in stored:
-            with _reading(array.path):
-                arrays[array.where] = _data(array)
-    return check_arrays(source, arrays)
+        stored = open_files(paths, stack)
+        check_headers(stored[0].header, stored[1].header)
+        check_headers(stored[2].header, stored[3].header)
+        return Loaded(check_arrays(source, read_data(source, stored)))
 
 
-def _open_npz(path: Path, stack: contextlib.ExitStack) -> list[_Stored]:
-    """The four arrays."""
-    with path.open("rb") as stream:
-        start = stream.read(512)
-    if not zipfile.is_zipfile(path):
-        text = "text, such as CSV" if start and min(start) >= 9 else ""
-        kind = next((said for magic, said in _MAGIC.items() if start.startswith(magic)), text)
-        raise ValueError(f"File is not a zip file{f', it is {kind}' if kind else ''}; {FORMATS}")
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    found = sorted(name.removesuffix(".npy") for name in archive.namelist())
-    missing = [name for name in ARRAYS if name not in found]
+def open_files(paths: Sequence[Path], stack: contextlib.ExitStack) -> list[Stored]:
+    """The four arrays of one .npz file, or one array of each file."""
+    stored = []
+    for path in paths:
+        with reading(path):
+            if len(paths) == 1:
+                stored += open_npz(path, {name: name for name in ARRAYS}, stack)
+            elif zipfile.is_zipfile(path):
+                stored += open_npz(path, {str(path): "arr_0"}, stack)  # numpy.savez names a lone array so
+            else:
+                stored.append(open_idx(path, path.open("rb"), stack, path.stat().st_size))
+    return stored
+
+
+def read_data(source: str, stored: Sequence[Stored]) -> dict[str, np.ndarray]:
+    """Reads arrays whose headers were checked, by their names in messages."""
+    check_memory(source, sum(array.size for array in stored))
+    arrays = {}
+    for array in stored:
+        with reading(array.path):
+            arrays[array.where] = _data(array)
+    return arrays
+
+
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays of an .npz file."""
+    with zipfile.ZipFile(path) as archive:
+        return sorted(name.removesuffix(".npy") for name in archive.namelist())
+
+
+def open_npz(path: Path, names: Mapping[str, str], stack: contextlib.ExitStack) -> list[Stored]:
+    """Arrays of an .npz file.
+
+    Args:
+        path: Of the file.
+        names: The arrays' names in the file, by what to call them in messages.
+        stack: Closes the streams.
+    """
+    found = npz_names(path)
+    missing = [name for name in names.values() if name not in found]
     if missing:
         more = f" and {len(found) - 10:,} more" if len(found) > 10 else ""
         raise DataError(
-            f"{path}: lacks {', '.join(missing)}; expected {', '.join(ARRAYS)},"
+            f"{path}: lacks {', '.join(missing)}; expected {', '.join(names.values())},"
             f" found {', '.join(found[:10]) or 'nothing'}{more}"
         )
-    return [_open_npy(path, name, archive, stack) for name in ARRAYS]
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    wheres = {where: where if where == str(path) else f"{path}: {where}" for where in names}
+    return [_open_npy(path, wheres[where], name, archive, stack) for where, name in names.items()]
 
 
-def _open_npy(path: Path, name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack) -> _Stored:
-    where, stream = f"{path}: {name}", stack.enter_context(archive.open(f"{name}.npy"))
+def _open_npy(path: Path, where: str, name: str, archive: zipfile.ZipFile, stack: contextlib.ExitStack) -> Stored:
+    stream = stack.enter_context(archive.open(f"{name}.npy"))
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0
     if version != (1, 0):
@@ -169,14 +197,21 @@ def _open_npy(path: Path, name: str, archive: zipfile.ZipFile, stack: contextlib
     shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         raise DataError(f"{where} holds Python objects (a pickle), which could run code when read; save plain numbers")
-    stored = _Stored(where, path, stream, dtype, shape, fortran)
+    stored = Stored(where, path, stream, dtype, shape, fortran)
     _check_length(where, stored.size, archive.getinfo(f"{name}.npy").file_size - stream.tell())
     return stored
 
 
-def _open_idx(path: Path, stack: contextlib.ExitStack) -> _Stored:
-    """An array of unsigned bytes in IDX format, by the description at yann.lecun.com/exdb/mnist."""
-    stream: IO[bytes] = stack.enter_context(path.open("rb"))
+def open_idx(path: Path, stream: IO[bytes], stack: contextlib.ExitStack, size: int) -> Stored:
+    """An array of unsigned bytes in IDX format, by the description at yann.lecun.com/exdb/mnist.
+
+    Args:
+        path: What to call the array in messages.
+        stream: Of the file, gzipped or not.
+        stack: Closes the stream.
+        size: Bytes of the stream.
+    """
+    stack.enter_context(stream)
     zipped = stream.read(2) == b"\x1f\x8b"  # by content, since browsers unpack .gz files and keep the name
     stream.seek(0)
     if zipped:
@@ -188,13 +223,13 @@ def _open_idx(path: Path, stack: contextlib.ExitStack) -> _Stored:
             f" got {start.hex(' ') or 'an empty file'}"
         )
     shape = struct.unpack(f">{start[3]}I", stream.read(4 * start[3]))
-    stored = _Stored(str(path), path, stream, np.dtype(np.uint8), shape, False)
+    stored = Stored(str(path), path, stream, np.dtype(np.uint8), shape, False)
     if not zipped:
-        _check_length(str(path), stored.size, path.stat().st_size - stream.tell())
+        _check_length(str(path), stored.size, size - stream.tell())
     return stored
 
 
-def _data(stored: _Stored) -> np.ndarray:
+def _data(stored: Stored) -> np.ndarray:
     """Reads the array. It decompresses no more bytes than the header promises."""
     content = np.empty(stored.size, np.uint8)
     view, done = content.data, 0

@@ -194,8 +194,9 @@ def _load(config: Config) -> Dataset:
     path = config.data.get("path")
     if path is not None and not Path(path).expanduser().exists():
         named = Path(os.environ.get("MNIST_EXP_DATA") or ".")
-        if config.data["_target_"] == "mnist_exp.data.mnist":
-            config.data["path"] = None
+        target = config.data["_target_"]
+        if target.startswith("mnist_exp.data.") and target != "mnist_exp.data.file":
+            config.data["path"] = None  # a published data set, which is looked for or downloaded
         elif (beside := named / Path(path).name).exists():
             config.data["path"] = str(beside)
     return load(config)

@@ -42,7 +42,7 @@ from mnist_exp.config import (
     to_yaml,
     without_subset,
 )
-from mnist_exp.data import sources
+from mnist_exp.data import published, sources
 from mnist_exp.data.dataset import check_arrays
 from mnist_exp.provenance.modules import FOLDER, user_code
 from mnist_exp.reproduction import verdict
@@ -89,7 +89,7 @@ OTHER = {
     **{"beta_2_decay": -0.5, "epsilon_1": 0.1, "epsilon_2": 0.1, "clip_threshold": 2.0, "learning_rate_power": -0.3},
     **{"l1_regularization_strength": 0.1, "l2_regularization_strength": 0.1, "beta": 0.1, "warmup_steps": 3},
     **{"l2_shrinkage_regularization_strength": 0.1},
-    **{"validation": 0.4, "split_seed": 5, "path": "elsewhere.npz"},
+    **{"validation": 0.4, "split_seed": 5, "path": "elsewhere.npz", "split": "letters"},
 }
 KEYS = [
     (group, option, key, value)
@@ -135,8 +135,15 @@ def test_every_key_of_every_option_changes_the_identity_and_what_is_built(
     monkeypatch.chdir(tmp_path)
     x_train, y_train, *test = sources._digits_arrays()
     four = [np.concatenate([array] * 4) for array in (x_train, y_train)]  # of which 5,000 may validate
-    arrays = check_arrays("scikit-learn", dict(zip(data.ARRAYS, (*four, *test), strict=True)))
-    monkeypatch.setattr(sources, "cached_mnist", lambda: arrays)
+
+    def cached(described, split):
+        """Images that count as those of a published data set; of as many classes."""
+        wanted = published.EMNIST_CLASSES.get(split, published.CIFAR100_CLASSES * (described.title == "CIFAR-100"))
+        labels = [np.arange(len(y)) % len(wanted) if wanted else y for y in (four[1], test[1])]
+        parts = (four[0], labels[0], test[0], labels[1])
+        return check_arrays("scikit-learn", dict(zip(data.ARRAYS, parts, strict=True)))
+
+    monkeypatch.setattr(published, "_from_cache", cached)
     np.savez("x.npz", **dict(zip(data.ARRAYS, (x_train, y_train, *test), strict=True)))
     other = not value if isinstance(value, bool) else OTHER[key]
     if key == "path":  # is read; the identity has the fingerprint of the images there

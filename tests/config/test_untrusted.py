@@ -297,7 +297,8 @@ def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_mo
 
 def test_builders_are_the_public_ones_and_can_be_called():
     assert builders("model") == [f"mnist_exp.models.{name}" for name in ("cnn", "linear", "mlp", "residual")]
-    assert builders("data") == [f"mnist_exp.data.{name}" for name in ("digits", "file", "mnist")]
+    names = ("cifar10", "cifar100", "digits", "emnist", "fashion_mnist", "file", "kmnist", "mnist", "mnist5k")
+    assert builders("data") == [f"mnist_exp.data.{name}" for name in names]
     assert "keras.optimizers.Muon" in builders("optimizer")
     assert "keras.optimizers.schedules.CosineDecay" in builders("schedule")
     for group in ARGUMENTS:

@@ -23,7 +23,10 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "model=transformer": ("'model/transformer'", MODELS),
     "optimizer=adm": ("'optimizer/adm'", "adagrad, adam, adamw, lion"),
     "schedule=cosin": ("'schedule/cosin'", "constant, cosine"),
-    "data=imagenet": ("'data/imagenet'", "auto, digits, file, mnist"),
+    "data=imagenet": (
+        "'data/imagenet'",
+        "auto, cifar10, cifar100, digits, emnist, fashion_mnist, file, kmnist, mnist, mnist5k",
+    ),
     "experiment=smok": ("'experiment/smok'", "smoke, wide_mlp, workshop_mlp"),
     "trainer=fast": ("'trainer/fast'", "Available options in 'trainer': default"),
     "model=": ("'model/'", MODELS),
