@@ -64,8 +64,10 @@ def load_file(place: Path) -> Loaded:
             start = _start(place)
             if zipfile.is_zipfile(place):
                 return files.load(_read_npz, place, [place])
-            if not _is_text(start):
-                kind = next((f", it is {said}" for magic, said in _MAGIC.items() if start.startswith(magic)), "")
+            text = _is_text(start)
+            if not text or place.suffix == ".npz":
+                kind = ", it is text; the name of a CSV file must not end in .npz" if text else ""
+                kind = next((f", it is {said}" for magic, said in _MAGIC.items() if start.startswith(magic)), kind)
                 raise ValueError(f"File is not a zip file{kind}; {FORMATS}")
             return files.load(_read_tables, place, [place])
         if not place.is_dir():

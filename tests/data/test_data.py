@@ -427,8 +427,7 @@ BAD_NPZ = {
     "empty": (b"", NOT_READABLE),
     "CSV": (
         "label,pixel\n1,2\nä,3".encode(),
-        "a line must be a label and the pixels of a square image, such as 1 + 784 values separated by commas, got 2; a "
-        "header line that names all columns helps",
+        f"{NOT_READABLE}File is not a zip file, it is text; the name of a CSV file must not end in .npz; ",
     ),
     "one IDX file": (idx(np.zeros((2, 2, 2), np.uint8)), f"{NOT_READABLE}File is not a zip file, it is one IDX file; "),
     "one IDX file, zipped": (gzip.compress(b"x"), f"{NOT_READABLE}File is not a zip file, it is a gzip file; "),

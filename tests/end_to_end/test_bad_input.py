@@ -151,14 +151,17 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "--config-dir empty --config-name config": ("the config must have `schema` first in its defaults list",),
     # data
     "data=file": ("data.path", "Missing mandatory value"),
-    "data=file data.path=null": ("data.path must name an .npz file or a folder", "got None"),
+    "data=file data.path=null": ("data.path must name a file or a folder", "got None"),
     f"{FILE}=nowhere.npz": ("nowhere.npz: no such file or folder",),
+    "data=emnist data.split=all": (
+        "data.split must be one of balanced, byclass, bymerge, digits, letters, mnist, got 'all'",
+    ),
     "data=mnist data.path=nowhere": ("data.path: ", "nowhere: no such file or folder"),
     f"{FILE}=damaged.npz": ("damaged.npz: damaged, truncated, or not an .npz or IDX file",),
     f"{FILE}=garbage.npz": ("garbage.npz: damaged, truncated, or not an .npz or IDX file",),
-    f"{FILE}=floats.npz": ("x_train: pixels must be integers in 0..255", "got float64"),
+    f"{FILE}=floats.npz": ("the pixels of all sets must be of one type", "got float64 and integers"),
     f"{FILE}=/proc/self/mem": ("/proc/self/mem",),
-    f"{FILE}=empty": ("this folder has no train-images-idx3-ubyte",),
+    f"{FILE}=empty": ("this folder has no files of a known format",),
     # sweeps: every mistake of every run, before the first
     "-m trainer.epochs=0": ("trainer.epochs must be a whole number, at least 1, got 0",),
     "-m model=mlp,transformer": ("model=transformer: ", "'model/transformer'", MODELS),
