@@ -70,7 +70,7 @@ class Table(NamedTuple):
 
     @property
     def sampled(self) -> str:
-        """What the runs of a row differ in: `seeds` or `folds`."""
+        """`folds` if the runs of a row differ in their fold, else `seeds`."""
         return "folds" if self.rows[0].overlap else "seeds"
 
 
@@ -102,7 +102,8 @@ def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set
     chosen, description = choose(records, choice)
     if matching is not None:
         chosen, description = [run for run in chosen if run.run_id in matching], f"{description}, filtered"
-    ranked, left_out = _sort_out(chosen, metric)
+    reasons = [_unfit(run, metric) for run in chosen]
+    ranked = [run for run, reason in zip(chosen, reasons, strict=True) if reason is None]
     if not ranked and any(run.tags.get("kind") == "run" and run.status == "FINISHED" for run in chosen):
         known = sorted({name for run in chosen for name in run.metrics if not name.startswith("test_")})
         raise RequestError(f"no chosen run has the metric {metric!r}; their metrics are: {', '.join(known) or 'none'}")
@@ -111,11 +112,11 @@ def board(records: Sequence[RunInfo], choice: Choice, metric: str, matching: set
         folds = run.params.get("data.folds", "None")
         by_data[whole_data(run), folds, run.tags.get("selection", "validation")].append(run)
     tables = [_table(runs, metric, records) for runs in by_data.values()]
-    return Board(description, metric, tables, left_out)
+    return Board(description, metric, tables, dict(Counter(filter(None, reasons))))
 
 
 def whole_data(run: RunInfo) -> str:
-    """The fingerprint of the data set that a run trained on all or a part of; earlier versions had no parts."""
+    """The fingerprint of the whole data set, of which the run may have used a part. Earlier versions used all of it."""
     return run.tags.get("data.base") or run.tags.get("data.fingerprint", "unknown")
 
 
@@ -158,17 +159,6 @@ def find(records: Iterable[RunInfo], start: str) -> RunInfo:
         which = "no run has" if not found else f"{len(found)} runs have"
         raise RequestError(f"{which} an id that begins with {start!r}; name a run by its id or a prefix of it")
     return found[0]
-
-
-def _sort_out(runs: Sequence[RunInfo], metric: str) -> tuple[list[RunInfo], dict[str, int]]:
-    ranked, left_out = [], Counter[str]()
-    for run in runs:
-        reason = _unfit(run, metric)
-        if reason is None:
-            ranked.append(run)
-        elif reason:
-            left_out[reason] += 1
-    return ranked, dict(left_out)
 
 
 def _unfit(run: RunInfo, metric: str) -> str | None:

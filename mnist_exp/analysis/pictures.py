@@ -19,7 +19,6 @@ from mnist_exp.figures.comparison import Point
 
 MAX_LINES, MAX_SEEDS = 6, 10  # of a figure with curves, because each curve is read from the store
 MAX_IMAGES = 20
-MAX_NAME = 14  # letters of a class name in a caption
 MIN_IMAGES = 10  # of a confidence bin; the accuracy of fewer images is noise
 MAX_CELLS = 20  # along a side of a heat map
 SOURCES: dict[str, Callable[..., data.Dataset]] = {
@@ -124,9 +123,9 @@ def _costs(table: Table, metric: str, noise: float) -> Iterator[Picture]:
             panels[name] = points
     if panels:
         caption = (
-            "Score against cost. On the blue Pareto front are the rows for which no other row has a better score at "
+            "Score against cost. On the blue Pareto front are the rows for which no other row has a better score at no "
+            "higher cost. Bars: one standard deviation."
         )
-        caption += "no higher cost. Bars: one standard deviation."
         yield _picture(charts.pareto(panels, metric, noise), caption)
 
 
@@ -172,7 +171,7 @@ def _images(table: Table, predicted: Mapping[str, list[Predictions]]) -> Iterato
     if dataset is None:
         yield Text("No pictures of test images, because the data set of these runs was not found on this machine.")
         return
-    images, names = dataset.test.images, [shorten(name, MAX_NAME) for name in dataset.class_names]
+    images, names = dataset.test.images, [shorten(name, plots.MAX_CLASS_NAME) for name in dataset.class_names]
     hard, share = predictions.hardest(runs, MAX_IMAGES)
     votes = np.array([run.logits.argmax(axis=1) for run in runs])
     captions = []
@@ -181,8 +180,8 @@ def _images(table: Table, predicted: Mapping[str, list[Predictions]]) -> Iterato
         captions.append(f"{names[labels[place]]}, not {names[np.bincount(mistaken).argmax()]}\n{wrong:.0%} wrong")
     caption = (
         f"Test images that most of these {len(runs)} runs classify wrongly: the true class, the most frequent wrong "
+        "one, and the share of wrong runs."
     )
-    caption += "one, and the share of wrong runs."
     yield _picture(plots.tiles(images[hard], captions), caption, on_white=True)
     if len(predicted) > 1:
         (a, first), (b, second), *_ = ((label, found[0]) for label, found in predicted.items())
@@ -193,8 +192,8 @@ def _images(table: Table, predicted: Mapping[str, list[Predictions]]) -> Iterato
         ]
         caption = (
             f"Test images for which a run of {a} (first answer) and a run of {b} (second answer) predict different "
+            "classes, one of them the true one; the most confident first."
         )
-        caption += "classes, one of them the true one; the most confident first."
         yield _picture(plots.tiles(images[places], captions), caption, on_white=True)
 
 
@@ -211,7 +210,7 @@ def _dataset(table: Table, labels: np.ndarray) -> data.Dataset | None:
         found = source(**texts, **numbers) if source is not None else None
     except (data.DataError, ValueError, TypeError):  # for example a config of another version
         return None
-    # A subset's test images are those of the data set that it was taken from.
+    # A subset has the test images of the whole data set.
     fingerprint = run.tags.get("data.base", table.fingerprint)
     if found is None or found.fingerprint != fingerprint or not np.array_equal(found.test.labels, labels):
         return None

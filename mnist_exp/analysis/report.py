@@ -147,15 +147,8 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     short = short_names(table.varying)
     columns = table.varying if table.named else []  # otherwise the labels contain them
     header = ["#", "row", *(short[key] for key in columns)]
-    header += [
-        metric.removeprefix("final_") + unit,
-        "95 % interval",
-        "std",
-        table.sampled,
-        "best",
-        "worst",
-        f"test{unit}",
-    ]
+    header += [metric.removeprefix("final_") + unit, "95 % interval", "std", table.sampled]
+    header += ["best", "worst", f"test{unit}"]
     rows = []
     for rank, row in enumerate(table.rows[:top], 1):
         found = row.summary(metric)
@@ -164,12 +157,8 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
         if not higher_is_better(metric):
             best, worst = worst, best
         tested = row.summary(metric.replace("final_val", "test"))
-        figures = [
-            _number(found.mean, scale),
-            _span(found.low, found.high, scale),
-            _number(found.std, scale),
-            str(found.n),
-        ]
+        interval = _span(found.low, found.high, scale)
+        figures = [_number(found.mean, scale), interval, _number(found.std, scale), str(found.n)]
         figures += [_number(best, scale), _number(worst, scale), _mean_std(tested, scale)]
         settings = [row.settings.get(key, ABSENT) for key in columns]
         rows.append([str(rank), row.label, *settings, *figures])

@@ -78,16 +78,13 @@ def along(table: Table, axis: str, metric: str) -> list[Verdict]:
         if sign * _mean(x.values()) < sign * _mean(y.values()):
             a, b, x, y = b, a, y, x
         if not count:
-            pairs.append(
-                _Pair(Verdict(a, b, "none", 0, math.nan, words="these values have no other settings in common"), x, y)
-            )
+            untested = Verdict(a, b, "none", 0, math.nan, words="these values have no other settings in common")
+            pairs.append(_Pair(untested, x, y))
             continue
         pair = _over_runs(a, b, x, y, metric, table.rows[0].overlap)
         if count > 1:
-            words = "; ".join(
-                filter(None, (pair.verdict.words, f"mean over {count} combinations of the other settings"))
-            )
-            pair = pair._replace(verdict=pair.verdict._replace(words=words))
+            notes = [pair.verdict.words, f"mean over {count} combinations of the other settings"]
+            pair = pair._replace(verdict=pair.verdict._replace(words="; ".join(filter(None, notes))))
         pairs.append(pair)
     return _corrected(pairs, [True] * len(pairs), metric)
 
