@@ -330,10 +330,17 @@ def resolve_axis(table: Table, axis: str) -> str:
 
 
 def along(table: Table, axis: str, metric: str) -> dict[str, dict[tuple[str, ...], dict[int, float]]]:
-    """Scores by value of a setting, then by the values of the other settings, then by seed.
+    """Scores by value of a setting, then by the values of the settings that are independent of it, then by seed."""
+    others = independent(table, axis)
+    cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = defaultdict(dict)
+    for row in table.rows:
+        cell = tuple(row.settings.get(key, ABSENT) for key in others)
+        cells[row.settings.get(axis, ABSENT)][cell] = row.scores(metric)
+    return dict(cells)
 
-    A setting that `axis` determines is not one of the others, such as the default learning rate of an optimizer.
-    """
+
+def independent(table: Table, axis: str) -> list[str]:
+    """The varying settings that `axis` does not determine, as an optimizer determines its default learning rate."""
     others = []
     for key in table.varying:
         of_value: dict[str, set[str]] = defaultdict(set)
@@ -341,11 +348,7 @@ def along(table: Table, axis: str, metric: str) -> dict[str, dict[tuple[str, ...
             of_value[row.settings.get(axis, ABSENT)].add(row.settings.get(key, ABSENT))
         if any(len(found) > 1 for found in of_value.values()):
             others.append(key)
-    cells: dict[str, dict[tuple[str, ...], dict[int, float]]] = defaultdict(dict)
-    for row in table.rows:
-        cell = tuple(row.settings.get(key, ABSENT) for key in others)
-        cells[row.settings.get(axis, ABSENT)][cell] = row.scores(metric)
-    return dict(cells)
+    return others
 
 
 def common(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mnist_exp import data, scores, tracking
-from mnist_exp.analysis import predictions, statistics
+from mnist_exp.analysis import predictions, sizes, statistics
 from mnist_exp.analysis.leaderboard import LeaderboardRow, Table, setting_labels, short_labels, short_names
 from mnist_exp.analysis.predictions import Predictions
 from mnist_exp.analysis.report import Picture, Text
@@ -40,6 +40,7 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
     best = dict(zip(short_labels(table, table.rows[:MAX_LINES]), table.rows, strict=False))
     yield from _curves(uri, best, metric, noise)
     yield from _settings(table, metric, noise)
+    yield from _sizes(table, metric)
     yield from _costs(table, metric, noise)
     predicted = {label: runs for label, row in best.items() if (runs := _predictions(uri, row))}
     if predicted:
@@ -108,6 +109,23 @@ def _lines(table: Table, key: str, metric: str) -> dict[str, list[Point]]:
     for row in sorted(table.rows, key=lambda row: float(row.settings[key])):
         lines.setdefault(label_of[row.label], []).append(_point(row, float(row.settings[key]), metric))
     return lines
+
+
+def _sizes(table: Table, metric: str) -> Iterator[Picture]:
+    """The error against the number of training images."""
+    curves = list(sizes.curves(table, metric))[: len(charts.COLORS)]
+    if curves:
+        lines = {
+            curve.label: [
+                Point(curve.label, *each) for each in zip(curve.images, curve.errors, curve.stds, strict=True)
+            ]
+            for curve in curves
+        }
+        figure = charts.data_size(lines, {curve.label: curve.law.at for curve in curves}, metric)
+        caption = (
+            "Error against the number of training images. Lines: the fitted power laws. Bars: one standard deviation."
+        )
+        yield _picture(figure, caption)
 
 
 def _costs(table: Table, metric: str, noise: float) -> Iterator[Picture]:

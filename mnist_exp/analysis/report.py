@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from mnist_exp.analysis import leaderboard, statistics, verdicts
+from mnist_exp.analysis import leaderboard, sizes, statistics, verdicts
 from mnist_exp.analysis.leaderboard import ABSENT, Board, LeaderboardRow, Table, short_names
 from mnist_exp.analysis.verdicts import Verdict
 from mnist_exp.errors import RequestError
@@ -122,6 +122,7 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     if part.axis:
         yield Heading(f"Values of {part.axis}")
         yield from _verdicts(part.along, metric)
+    yield from _sizes(table, metric)
     times = _times(table, top)
     if times.rows:
         yield Heading("Time")
@@ -185,6 +186,26 @@ def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
     if few:
         least = 2 / 2 ** min(few)
         yield Text(f"With {min(few)} pairs a permutation test cannot reach a p below {least:.2g}; the t test decides.")
+
+
+def _sizes(table: Table, metric: str) -> Iterator[Block]:
+    """Power laws of the error against the number of training images."""
+    curves = list(sizes.curves(table, metric))
+    if not curves:
+        return
+    scale, unit = _unit(metric)
+    rows = []
+    for curve in curves:
+        most = curve.images[-1]
+        law = [_number(curve.law.limit, scale), f"{scale * curve.law.scale:.3g}", f"{curve.law.exponent:.2f}"]
+        span = f"{curve.images[0]:,} to {most:,}"
+        rows.append([curve.label, span, *law, f"{_number(float(curve.law.at(2 * most)), scale)} at {2 * most:,}"])
+    yield Heading("Number of training images")
+    yield Grid(["row", "images", f"a{unit}", f"b{unit}", "c", f"predicted error{unit}"], rows, 1)
+    yield Text(
+        "Fit of error = a + b n^-c to the means, for n training images, by least squares of relative residuals. a is "
+        "the error that more images do not remove; a few sizes determine it poorly."
+    )
 
 
 def _times(table: Table, top: int) -> Grid:

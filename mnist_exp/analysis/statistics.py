@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 LEVEL, ALPHA, POWER = 0.95, 0.05, 0.80
 MAX_SEEDS = 1000  # `seeds_to_show` tries no more
@@ -233,6 +233,43 @@ def mcnemar(a_right: np.ndarray, b_right: np.ndarray) -> tuple[int, int, float]:
     only_a, only_b = int(np.count_nonzero(a_right & ~b_right)), int(np.count_nonzero(~a_right & b_right))
     # `scipy.stats.binomtest` gives the same p in 1.4 ms, this line in 0.02 ms; 200 single runs make 19,900 pairs.
     return only_a, only_b, min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+class PowerLaw(NamedTuple):
+    """error = limit + scale * n ** -exponent, for n training images."""
+
+    limit: float
+    scale: float
+    exponent: float
+
+    def at(self, images: float | np.ndarray) -> float | np.ndarray:
+        """The error for a number of training images."""
+        return self.limit + self.scale * images**-self.exponent
+
+
+def power_law(images: Sequence[float], errors: Sequence[float]) -> PowerLaw:
+    """Fits the power law of Cortes et al., Learning Curves: Asymptotic Values and Rate of Convergence, NIPS 1993.
+
+    Minimises the sum of squared relative residuals (fit / error - 1)², because errors span decades, with limit and
+    scale of at least 0 and an exponent from 0.01 to 3. For a given exponent this is a linear problem.
+
+    Args:
+        images: numbers of training images, at least four different ones.
+        errors: the mean error of each, above 0.
+    """
+    n, e = np.asarray(images, np.float64), np.asarray(errors, np.float64)
+    smallest = n.min()  # keeps the columns of the linear problem near 1
+
+    def linear(exponent: float) -> tuple[np.ndarray, float]:
+        columns = np.stack([1 / e, (n / smallest) ** -exponent / e], axis=1)
+        return optimize.nnls(columns, np.ones_like(e))
+
+    tried = np.linspace(0.01, 3, 300)
+    best = int(np.argmin([linear(exponent)[1] for exponent in tried]))
+    around = tried[max(best - 1, 0)], tried[min(best + 1, len(tried) - 1)]
+    exponent = float(optimize.minimize_scalar(lambda x: linear(x)[1], bounds=around, options={"xatol": 1e-6}).x)
+    limit, scale = linear(exponent)[0]
+    return PowerLaw(float(limit), float(scale * smallest**exponent), exponent)
 
 
 def pooled_std(samples: Sequence[Sequence[float]]) -> float:

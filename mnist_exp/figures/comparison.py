@@ -8,8 +8,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -98,6 +98,34 @@ def against(setting: str, lines: Mapping[str, Sequence[Point]], metric: str, noi
         axes.set_xticks(values, [f"{value:g}" for value in values])
     _noise_band(axes, _best(points, metric), noise * _scale(metric))
     _end_labels(axes, ends)
+    return figure
+
+
+def data_size(
+    lines: Mapping[str, Sequence[Point]], laws: Mapping[str, Callable[[np.ndarray], Any]], metric: str
+) -> Figure:
+    """The error against the number of training images, both logarithmic, with the law fitted to each line.
+
+    Args:
+        lines: points by rising x for each label, at most seven: the number of images, mean and std of the error.
+        laws: the error as a function of the number of images, for each label.
+        metric: the score's name; accuracies are shown as errors in percent.
+    """
+    figure, (axes,) = new_figure(7.5, 4.2)
+    ends = []
+    for color, marker, (label, points) in zip(COLORS, MARKERS, lines.items(), strict=False):
+        x, mean, bars = _arrays(points, metric)
+        axes.errorbar(x, mean, np.minimum(bars, 0.9 * mean), color=color, marker=marker, linestyle="", capsize=3)
+        images = np.geomspace(x[0], x[-1], 200)
+        fitted = _scale(metric) * np.asarray(laws[label](images))
+        axes.plot(images, fitted, color=color, linewidth=1.8)
+        ends.append((float(fitted[-1]), label, color))
+    name = metric.removeprefix("final_").replace("accuracy", "error")
+    plain(axes, FONT, "training images", f"{name} (%)" if "accuracy" in metric else name)
+    log_scale(axes, "x")
+    log_scale(axes, "y")
+    if len(ends) > 1:
+        _end_labels(axes, ends)
     return figure
 
 

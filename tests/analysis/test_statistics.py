@@ -279,3 +279,17 @@ def test_folds_that_cannot_be_tested(second, reason):
     with pytest.raises(statistics.Untestable) as error:
         statistics.difference({0: 0.9, 1: 0.92, 2: 0.91}, second, overlap=1 / 4)
     assert str(error.value) == reason
+
+
+@pytest.mark.parametrize("law", [(0.0, 2.0, 0.5), (0.012, 1.3, 0.62), (0.3, 900.0, 1.7), (0.02, 0.4, 0.08)])
+def test_a_power_law_is_recovered(law):
+    limit, scale, exponent = law
+    images = [100, 300, 1000, 3000, 10_000, 30_000, 55_000]
+    found = statistics.power_law(images, [limit + scale * n**-exponent for n in images])
+    assert (found.limit, found.scale, found.exponent) == pytest.approx(law, rel=2e-3, abs=1e-5)
+    assert found.at(200) == pytest.approx(limit + scale * 200**-exponent, rel=1e-4)
+
+
+def test_a_power_law_of_errors_that_do_not_fall_is_their_constant():
+    found = statistics.power_law([1, 10, 100, 1000], [0.2, 0.2, 0.2, 0.2])
+    assert found.at(np.array([5.0, 5000.0])) == pytest.approx([0.2, 0.2])

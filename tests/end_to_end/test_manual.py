@@ -32,6 +32,7 @@ NOT_RUN = {  # how a command begins, and why no test runs it
     "python -m mnist_exp.train -m 'seed=range(64)'": "needs a cluster",
     "python -m mnist_exp.train resume=RUN": "needs a killed run: tests/end_to_end/test_kill.py",
     "python -m tests.end_to_end.test_kill": "minutes; tests/end_to_end/test_kill.py kills fewer runs",
+    "python -m mnist_exp.train sweep=data_size": "needs the 55,000 training images of MNIST; tests/sweep/test_jobs.py",
     "python -m benchmarks.": "minutes on an idle machine",
 }
 LONG = {  # checked, not trained

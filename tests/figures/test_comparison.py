@@ -115,3 +115,13 @@ def test_svg_takes_the_colours_of_the_page_and_escapes_names():
     assert not re.search("#(000000|ffffff|0072b2|e5e5e5)", svg)
     assert "var(--grid)" in svg
     assert charts.to_svg(charts.learning_curves({evil: [{1: 0.9, 2: 0.95}]}, "val_accuracy", 0.01)) == svg
+
+
+def test_errors_by_the_number_of_training_images_and_their_law():
+    points = [Point("a", 100, 0.2, 0.01), Point("a", 10_000, 0.02, NAN)]
+    (axes,) = charts.data_size({"a": points}, {"a": lambda images: 2 * images**-0.5}, "final_val_accuracy").axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training images", "val_error (%)")
+    marks, law = axes.lines[0], axes.lines[-1]
+    assert np.asarray(marks.get_ydata()).tolist() == [20, 2]
+    assert np.asarray(law.get_ydata())[[0, -1]] == pytest.approx([20, 2])

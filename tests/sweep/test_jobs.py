@@ -69,7 +69,9 @@ def test_only_a_sweep_that_is_to_stop_stops(policy, failed, stops, monkeypatch):
 
 SWEEPS = {
     "activation_depth": 12,
+    "data_size": 21,
     "depth_study": 24,
+    "folds": 5,
     "optimizer_lr": 30,
     "optimizer_study": 40,
     "regularisation_study": 24,
