@@ -36,14 +36,14 @@ EpochCallback = Callable[[int, dict[str, float], str], bool]
 
 
 class Experiment(NamedTuple):
-    """A run to be: everything that identifies it. Made once a job by `prepare`, then only read."""
+    """A run before it is trained, with everything that identifies it. `prepare` makes it once per job."""
 
     config: Config  # checked, with `data` naming a concrete source
     dataset: Dataset
     name: str
     threads: int
     user_code: UserCode
-    factors: Mapping[str, Any]  # environment factors: what can change the result besides the config
+    factors: Mapping[str, Any]  # environment factors: everything outside the config that can change the result
     identity: str  # SHA-256 (hex) of config and factors. Runs of equal identity have equal results
     config_identity: str  # the same of the config alone
 
@@ -61,12 +61,12 @@ class Result(NamedTuple):
 
 
 def prepare(config: Config, dataset: Dataset, device: str) -> Experiment:
-    """Collect what identifies a run.
+    """Collects the factors that identify a run.
 
     Args:
         config: checked, with `data` naming a concrete source.
         dataset: loaded from `config.data`.
-        device: that it will train on, as `training.devices.describe` names it.
+        device: its device, as `training.devices.describe` names it.
     """
     threads = config.trainer.threads or provenance.cores()
     own = user_code(targets(config))
@@ -196,7 +196,7 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
 
 
 def _describe(log: "RunLog", model: "keras.Model", execution: "Execution") -> None:
-    """Record how the model trains and its layers, and send what is written so far."""
+    """Records the execution and the layers of the model, and sends the files that are written so far."""
     log.tags({"execution": execution.name, "execution.xla": str(execution.xla), "execution.why": execution.why})
     lines: list[str] = []
     model.summary(print_fn=lines.append, line_length=80)
@@ -207,7 +207,7 @@ def _describe(log: "RunLog", model: "keras.Model", execution: "Execution") -> No
 def _fit(
     experiment: Experiment, model: "keras.Model", training: "Training", log: "RunLog", follow: EpochCallback
 ) -> "Fitted":
-    """Train; show and record every epoch."""
+    """Trains the model, and prints and records every epoch."""
     from mnist_exp.training import trainer
 
     with console.RunProgress(experiment.name, training.epochs) as progress:
@@ -257,7 +257,7 @@ def _take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:
 
 
 def _write_origin(folder: Path, experiment: Experiment, overrides: Sequence[str], code: provenance.Code) -> None:
-    """Write the run's origin: enough to train it again, and to explain a different result."""
+    """Writes the run's origin, which suffices to train it again and to explain a different result."""
     config, own = experiment.config, experiment.user_code
     described = {
         "code": {"commit": code.commit, "branch": code.branch, "dirty": code.dirty},
@@ -279,7 +279,7 @@ def _write_origin(folder: Path, experiment: Experiment, overrides: Sequence[str]
 
 
 def _write_results(folder: Path, experiment: Experiment, fitted: "Fitted", scored: "Evaluation") -> None:
-    """Write the predictions on the test set, the scores of each class, and the plots."""
+    """Writes the predictions on the test set, the scores of each class, and the plots."""
     from mnist_exp.figures import run as plots
 
     dataset, test_logits = experiment.dataset, scored.test_logits

@@ -1,4 +1,4 @@
-"""Numbers that say how good a classifier is, from its logits and the true labels."""
+"""Scores of a classifier from its logits and the true labels."""
 
 import math
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
 
 
 def calibration(logits: np.ndarray, labels: np.ndarray, *, bins: int) -> dict[str, float]:
-    """`calibration_error` with a number of bins of one's own. Every run has `test_calibration_error`, with 15."""
+    """`calibration_error` with another number of bins. Every run has `test_calibration_error` with 15 bins."""
     return {f"{bins}_bins": calibration_error(logits, labels, bins)}
 
 

@@ -36,14 +36,14 @@ from mnist_exp.sweep.summary import abandon_sweep, job_tags
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def job(composed: DictConfig) -> float | list[float]:
-    """Train one run. Returns the metrics named by `sweep.objective`; NaN if a job of a sweep failed."""
+    """Trains one run. Returns the metrics named by `sweep.objective`; NaN if a job of a sweep failed."""
     code = EXIT_FAILED
     try:
         return _train(check(composed))
     except RequestError as error:
         console.complain(str(error))
         code = EXIT_INVALID
-    except Exception as error:  # noqa: BLE001 - the other jobs of the sweep go on
+    except Exception as error:  # noqa: BLE001 - the other jobs of the sweep continue
         if not isinstance(error, RunError | OSError):  # a diverged loss or a full disk is not a bug
             console.print_traceback(error)
         console.complain(f"run {run_name(composed)} failed: {type(error).__name__}: {first_line(error)}")
@@ -55,7 +55,7 @@ def job(composed: DictConfig) -> float | list[float]:
 
 
 def _train(config: Config) -> float | list[float]:
-    """Load the data, open the store, run. What fails early is tried first: TensorFlow takes seconds to import."""
+    """Loads the data, opens the store, trains. Most mistakes are found before TensorFlow is imported, which is slow."""
     settings, tags, retries = HydraConfig.get(), {}, 0
     if settings.mode == RunMode.RUN and config.sweep != SweepConfig():
         usual, given = asdict(SweepConfig()), asdict(config.sweep)
@@ -93,7 +93,7 @@ def _train(config: Config) -> float | list[float]:
 
 
 def _given_folder() -> AbstractContextManager[None]:
-    """The folder in which the command was given, whose relative paths its config has, also with `hydra.job.chdir`."""
+    """The folder of the command, from which relative paths of the config start, also with `hydra.job.chdir`."""
     settings = HydraConfig.get()
     return chdir(settings.runtime.cwd) if settings.job.chdir else nullcontext()
 
@@ -145,7 +145,7 @@ def main() -> None:
         sys.exit(EXIT_INVALID)
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
-        console.complain("interrupted; a run that was under way is recorded as KILLED, what had finished is kept")
+        console.complain("interrupted; a run that had begun is recorded as KILLED, finished runs are kept")
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
         abandon_sweep("KILLED")

@@ -1,4 +1,4 @@
-"""A run's config: its schema, the rules its values obey, its targets, and what identifies a run."""
+"""The config of a run: schema, rules for values, targets, and the identity of a run."""
 
 from mnist_exp.config.identity import (
     STAND_INS,

@@ -52,7 +52,7 @@ def params(config: Config) -> dict[str, str]:
 
 
 def current_params(logged: Mapping[str, str]) -> dict[str, str]:
-    """The params of a run of any version: keys that are newer have the value that means what the run did."""
+    """The params of a run of any version. Keys that its version lacked get the value that describes the run."""
     found = {"loss._target_": "mnist_exp.losses.cross_entropy", "callbacks": "None", "scores": "None"}
     found |= {**dict.fromkeys(NULL_IS_ABSENT, "None"), **logged}
     if found["loss._target_"] == "mnist_exp.losses.cross_entropy":

@@ -1,4 +1,4 @@
-"""The rules for values. `check` runs once a config, before TensorFlow is imported, and names every mistake."""
+"""The rules for values. `check` runs once per config, before TensorFlow is imported, and names every mistake."""
 
 import re
 import shlex
@@ -16,11 +16,11 @@ from mnist_exp.config.targets import Signature, is_ours, signature, subset
 from mnist_exp.data import DataError, Subset, check_validation
 from mnist_exp.errors import first_line
 
-MAX_THREADS = 1024  # TensorFlow starts all that it is given, at once and twice
+MAX_THREADS = 1024  # TensorFlow starts twice as many threads at once
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """A rule for a value, in words and as a test."""
 
     says: str
     holds: Callable[[Any], bool]
@@ -80,7 +80,7 @@ INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "l
                 "orthogonal")
 # fmt: on
 
-# What a search may go by. The test set is scored, never selected on.
+# Metrics that a search may optimise. The test set is never selected on.
 OBJECTIVES = ("final_val_accuracy", "final_val_loss", "fit_seconds", "parameters")
 
 # A key of this package or of Keras means the same in every group, so each rule is stated once. A user's own target may
@@ -207,10 +207,10 @@ RULES: dict[str, Rule] = {
     "sweep.seeds": _COUNT,
 }
 
-# Names of runs and experiments: whoever makes a file of one must not leave a folder by it.
+# Names of runs and experiments may become file names, so they must not lead out of a folder.
 NAMES = ("name", "experiment", "resume", "init_from", "tracking.experiment")
 
-# Hydra's advice on a group's option is meant for a YAML file, or is refused in its turn.
+# Hydra's advice on an option of a group applies to a YAML file, or is itself refused.
 _ADVICE = (
     (
         rf"Could not override '({'|'.join(ARGUMENTS)})'\. No match in the defaults list\.\nTo append .* use (\S+)",
@@ -224,10 +224,10 @@ _ADVICE = (
 
 
 def check(composed: DictConfig) -> Config:
-    """Turn what Hydra composed into a `Config` whose every value obeys the rules.
+    """Turns a config that Hydra composed into a `Config` whose values all obey the rules.
 
     Raises:
-        ConfigError: with one line for each mistake, naming the key, the rule and what was received.
+        ConfigError: the message has one line for each mistake, with the key, the rule and the received value.
     """
     try:
         config = OmegaConf.to_object(composed)
@@ -235,7 +235,7 @@ def check(composed: DictConfig) -> Config:
         raise ConfigError(explain(error)) from error
     if not isinstance(config, Config):
         raise ConfigError("the config must have `schema` first in its defaults list, see conf/train.yaml")
-    if config.augment == {"_target_": None}:  # how earlier versions logged that there was none
+    if config.augment == {"_target_": None}:  # as earlier versions logged no augmentation
         config.augment = {}
     mistakes = list(_mistakes(config))
     if mistakes:
@@ -260,7 +260,7 @@ def check_batch(config: Config, images: int) -> None:
 
 
 def explain(error: Exception) -> str:
-    """One line for what Hydra, OmegaConf or YAML says in several, with the valid keys or the rule if there is one."""
+    """An error of Hydra, OmegaConf or YAML in one line, with the valid keys or the rule if there is one."""
     cause = error.__cause__ or error.__context__ if isinstance(error, HydraException) else error
     text, _, _ = str(error).partition("\nConfig search path")
     for its, ours in _ADVICE:
@@ -283,7 +283,7 @@ def explain(error: Exception) -> str:
 
 
 def _quoting(error: OverrideParseException) -> str:
-    """How to give a text that Hydra's grammar takes for something else."""
+    """Advice on quotes for a text that Hydra's grammar reads as something else."""
     key, equals, value = error.override.partition("=")
     if not equals or not value.isprintable() or value[:1] in tuple("[{'\""):
         return ""
@@ -306,7 +306,7 @@ def _rule_in(group: str, node: Any, key: str) -> Rule | None:
 
 
 def _is_targets_own(node: Mapping[str, Any], key: str) -> bool:
-    """Whether the target of a data node takes an argument that is named like a key that the run applies."""
+    """Whether the target of a data node has an argument with the name of a key that the run applies."""
     try:
         return key in signature(node.get("_target_")).keywords
     except LookupError:  # `_target_mistakes` says so
@@ -349,7 +349,7 @@ def _fold_mistakes(node: Any) -> Iterator[str]:
 
 
 def _extras(node: Any, prefix: str = "") -> Iterator[str]:
-    """Keys that `+` put beside those of the schema."""
+    """Keys that `+` added to those of the schema."""
     keys = [f.name for f in fields(node)]
     for key, value in vars(node).items():
         if key not in keys:
@@ -376,7 +376,7 @@ def _node_mistakes(config: Config) -> Iterator[str]:
 
 
 def _named(found: Any) -> bool:
-    """Whether the options of a group in `LISTS` stand under keys of their own."""
+    """Whether each option of a group in `LISTS` is under a key of its own."""
     return isinstance(found, dict) and all(re.fullmatch(r"[A-Za-z]\w*", str(key)) for key in found)
 
 
@@ -399,7 +399,7 @@ def _key_mistakes(group: str, place: str, node: Mapping[str, Any], taken: Signat
     if len(taken.positional) < len(passed) and not taken.any_positional:
         yield f"{place}._target_ must name what takes {', '.join(passed)} first, got {target!r}"
         return
-    filled = set(taken.positional[: len(passed)])  # by the run, under whatever name
+    filled = set(taken.positional[: len(passed)])  # by the run, whatever their names are
     offered = set(OFFERED.get(group, ()))
     applied = Subset._fields if group == "data" else ()  # by the run, to what the target returns
     given, accepted = set(node) - {"_target_"} - ({*applied} - taken.keywords), taken.keywords - filled

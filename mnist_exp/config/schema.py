@@ -57,7 +57,7 @@ class TrialConfig:
 
 @dataclass
 class SweepConfig:
-    """How a multirun goes about its runs; docs/sweeps.md says what the values mean."""
+    """How a sweep trains its runs; docs/sweeps.md describes the values."""
 
     skip_finished: bool = True
     on_error: str = "continue"
@@ -66,7 +66,7 @@ class SweepConfig:
     objective: list[str] = field(default_factory=lambda: ["final_val_accuracy"])
     seeds: int = 1
     id: str | None = None  # set by mnist_exp.sweep.callback when a multirun starts
-    data: str | None = None  # likewise: what data=auto means in all of its runs
+    data: str | None = None  # likewise: the data set that data=auto stands for in all of its runs
     trial: TrialConfig = field(default_factory=TrialConfig)
 
 
@@ -74,7 +74,7 @@ class SweepConfig:
 class Config:
     """One run. The nodes of `ARGUMENTS` are plain dicts with a `_target_`, so that a new option needs no schema.
 
-    Runs of earlier versions logged no `loss`, `callbacks` and `scores`: the defaults are what these runs did.
+    Runs of earlier versions logged no `loss`, `callbacks` and `scores`. The defaults describe these runs.
     """
 
     experiment: str | None = None  # the preset's name
@@ -160,5 +160,5 @@ def to_yaml(config: Config) -> str:
     header = "# Trains this run again: python -m mnist_exp.reproduce FILE, or with other values\n"
     header += "# python -m mnist_exp.train --config-dir FOLDER_OF_THIS_FILE --config-name config\n"
     content = asdict(config)
-    del content["sweep"], content["resume"]  # training it again is no part of what it came about by
+    del content["sweep"], content["resume"]  # a run that is trained again is not part of a sweep
     return header + OmegaConf.to_yaml(OmegaConf.create({"defaults": LOGGED_DEFAULTS, **content}))

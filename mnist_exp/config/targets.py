@@ -16,7 +16,7 @@ from mnist_exp.config.schema import PACKAGE, Config, nodes
 from mnist_exp.data import Subset
 from mnist_exp.errors import first_line
 
-AUTO = "mnist_exp.data.auto"  # a marker that takes the keys of what it may come to stand for
+AUTO = "mnist_exp.data.auto"  # a placeholder for another data set, whose keys it takes
 
 
 class Signature(NamedTuple):
@@ -46,7 +46,7 @@ def _signature(target: str) -> Signature:
     named = [a.arg for a in given.args + given.kwonlyargs][method and not given.posonlyargs :]
     bare = first[: len(first) - len(given.defaults)]
     bare += [a.arg for a, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
-    # Keras' classes hand their **kwargs to a base that refuses what it does not know.
+    # Keras' classes pass their **kwargs to a base class that refuses unknown keys.
     free = given.kwarg is not None and not target.startswith("keras.")
     return Signature(tuple(first), frozenset(named), frozenset(bare), given.vararg is not None, free)
 
@@ -176,9 +176,9 @@ def targets(config: Config) -> frozenset[str]:
 
 
 def build(node: Mapping[str, Any], *arguments: Any, **offered: Any) -> Any:
-    """Call a node's `_target_` with the run's arguments first and the node's other keys by keyword.
+    """Calls a node's `_target_` with the run's arguments first and the node's other keys by keyword.
 
-    Of `offered` the target gets what it takes by name. A key of the node wins.
+    The target also gets those of `offered` that it takes as arguments, unless the node has a key of that name.
     """
     keywords = {key: value for key, value in node.items() if key != "_target_"}
     taken = signature(node["_target_"]).keywords if offered else frozenset()

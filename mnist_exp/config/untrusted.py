@@ -1,7 +1,7 @@
-"""A logged config may come from anyone: it is read as data, and may call only what is this package's or Keras' own.
+"""Reads logged configs. A stranger may have written them, so they are data and name only allowed functions.
 
-Nothing here composes, resolves, imports or calls what a config names. What passes holds numbers, texts and lists of
-them, for builders that take these; `_target_`s outside the allow list need the user's word (`--trust`).
+Nothing here composes, resolves, imports or calls the targets of a config. An accepted config contains numbers, texts
+and lists of these. A `_target_` that is not on the allow list needs the user's permission (`--trust`).
 """
 
 import ast
@@ -58,14 +58,14 @@ _PACKAGE = {
 
 
 def read_config(content: bytes, *, trusted: bool = False) -> Config:
-    """The config that a run logged, checked as when it was composed; where it was tracked is left out.
+    """Reads and checks the config of a recorded run, without its tracking store.
 
     Args:
-        content: of a `config.yaml`.
-        trusted: whether its `_target_`s may be anything, with any values.
+        content: the bytes of a `config.yaml`.
+        trusted: whether any `_target_` and any value is allowed.
 
     Raises:
-        ConfigError: it is not plain data, names what may not be called, or makes no sense; a line for each mistake.
+        ConfigError: it is not plain data, names a function that is not allowed, or is invalid; one line per mistake.
     """
     tree = _parse(content)
     mistakes = list(_foreign(tree))

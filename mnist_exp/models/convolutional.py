@@ -16,7 +16,7 @@ def cnn(
     activation: str,
     dropout: float,
     batch_norm: bool,
-    # The defaults are what this model did before it had these keys: older configs lack them.
+    # Older configs lack these keys, so the defaults give the model of that time.
     kernel_size: int = 3,
     global_pooling: bool = False,
     dense: Sequence[int] = (),

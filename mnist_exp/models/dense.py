@@ -22,7 +22,7 @@ def mlp(
     activation: str,
     dropout: float,
     batch_norm: bool,
-    # The defaults are what this model did before it had these keys: older configs lack them.
+    # Older configs lack these keys, so the defaults give the model of that time.
     layer_norm: bool = False,
     input_noise: float = 0.0,
     noise: float = 0.0,

@@ -1,7 +1,7 @@
-"""Checkpoints: all that the rest of a training depends on, a file an epoch. NumPy only.
+"""Checkpoints: one file per epoch with all state that the rest of a training depends on. NumPy only.
 
-A file is written beside its place and moved there, and its name holds the digest of its content, so that what a kill or
-a loss of power left unfinished is never taken for a checkpoint.
+A file is written under another name and then renamed. Its name contains the digest of its content, so that a file which
+a kill or a loss of power left incomplete is never read as a checkpoint.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose content is what its name says; None where there is none."""
+    """The newest checkpoint whose content has the digest in its name; None without one."""
     for path in _paths(folder):
         content = path.read_bytes()
         epoch, _, named = path.stem.partition("-")

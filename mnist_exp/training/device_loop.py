@@ -68,13 +68,13 @@ class Programs(NamedTuple):
 def device_loop(
     model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Chunks, *, xla: bool
 ) -> Iterator[tuple[keras.Model, float]]:
-    """Inside, `fit` of the model that this yields trains on `train`, a chunk a call, and validates on `validation`.
+    """Yields a model whose `fit` trains on `train`, one chunk of steps per call, and validates on `validation`.
 
     Args:
-        model: compiled. Its state is what training starts from, and is what training came to, at the end.
+        model: compiled. Training starts from its state and at the end writes the trained state back into it.
         train: gives the programs the shapes and types of the images that `cut` chooses.
         validation: scored whole in each call.
-        batch_size: images a step.
+        batch_size: images per step.
         cut: `fit` iterates over the numbers of its chunks.
         xla: whether XLA compiles the training steps.
 
@@ -168,7 +168,7 @@ def _cached_programs(description: str, batch_size: int, evaluation_batch: int, x
 
 
 def free() -> None:
-    """Free the models of all cached programs, with their optimizers' slots, and what else Keras keeps of them."""
+    """Frees the models of all cached programs, the slots of their optimizers, and Keras' state of them."""
     _cached_programs.cache_clear()
     keras.backend.clear_session()
     gc.collect()  # models are parts of reference cycles

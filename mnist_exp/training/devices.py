@@ -1,4 +1,4 @@
-"""Where a run computes: threads, GPUs or mirrored replicas, precision, seeds; and a clean slate for every run."""
+"""Threads, GPUs or mirrored replicas, precision and seeds of a run, and a clean state before every run."""
 
 import keras
 import tensorflow as tf
@@ -9,11 +9,11 @@ OUT_OF_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
 
 
 class DeviceError(RequestError):
-    """The machine cannot compute as asked."""
+    """The machine does not have the requested devices."""
 
 
 def configure(devices: str, threads: int) -> tf.distribute.Strategy | None:
-    """Set TensorFlow's threads and devices; comes before anything that computes.
+    """Sets TensorFlow's threads and devices, before anything is computed.
 
     Args:
         devices: `auto` (all GPUs, else the CPU), `cpu`, `gpu`, or a number to mirror over, as in `gpu:2`, `cpu:2`.
@@ -50,10 +50,10 @@ def configure(devices: str, threads: int) -> tf.distribute.Strategy | None:
 
 
 def fresh_session(seed: int, precision: str) -> None:
-    """Forget what earlier runs of this process left in Keras, and seed the draw of the initial weights.
+    """Removes the state that earlier runs of this process left in Keras, and seeds the draw of the initial weights.
 
     Args:
-        seed: of every generator that Keras draws from; batches and masks are stateless functions of it.
+        seed: seeds every generator of Keras; batches and masks are stateless functions of it.
         precision: `float32`, `mixed_bfloat16` or `mixed_float16` (a Keras dtype policy).
     """
     keras.backend.clear_session()

@@ -16,7 +16,7 @@ MILESTONES = (97, 98, 99)  # percent of validation accuracy
 
 
 class Evaluation(NamedTuple):
-    """The final weights' metrics and logits. The test set was scored once."""
+    """Metrics and logits of the final weights. The test set is evaluated once."""
 
     metrics: dict[str, float]
     test_logits: np.ndarray  # float32 (n, classes)
@@ -29,7 +29,7 @@ def predict(model: keras.Model, split: Split) -> np.ndarray:
 
 
 def evaluate(model: keras.Model, dataset: Dataset, *, selection: str) -> Evaluation:
-    """Score the final weights; with `selection="test"`, where the test images are the validation images, only once."""
+    """Scores the final weights, and the test images only once if they are also the validation images."""
     test_logits = predict(model, dataset.test)
     val_logits = test_logits if selection == "test" else predict(model, dataset.validation)
     metrics = {}
