@@ -27,6 +27,8 @@ PACKAGES = (
 )
 # fmt: on
 
+_DEVICES = Path("/dev")
+
 # Prefixes of those in `PACKAGES` that can change a number.
 NUMERIC = ("python", "tensorflow", "keras", "numpy", "ml-dtypes", "scikit-learn", "nvidia-")
 
@@ -188,10 +190,20 @@ def _host() -> list[str]:
     return [platform.node(), f"{uuid.getnode():x}"]
 
 
-def may_have_gpu() -> bool:
-    """Whether TensorFlow could find a GPU. False is certain: on Linux every GPU driver creates one of these files."""
+def gpus() -> list[str]:
+    """The GPUs that TensorFlow may find, as CUDA_VISIBLE_DEVICES names them; none is certain, more are not.
+
+    TensorFlow itself takes seconds to import, and reserves their memory. On Linux every GPU driver creates one of the
+    files below.
+    """
     files = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, two of its boards, WSL, AMD
-    return platform.system() != "Linux" or any(Path("/dev", name).exists() for name in files)
+    if platform.system() == "Linux" and not any((_DEVICES / name).exists() for name in files):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name not in ("", "-1")]
+    numbers = sorted(int(path.name.removeprefix("nvidia")) for path in _DEVICES.glob("nvidia[0-9]*"))
+    return list(map(str, numbers)) or ["0"]  # other drivers do not number theirs
 
 
 @functools.cache

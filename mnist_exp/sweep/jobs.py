@@ -289,7 +289,7 @@ def is_stopped(config: Config, store: Any) -> bool:
 
 
 def stop_others(sweep: DictConfig, tracked: DictConfig) -> None:
-    """Keeps the jobs that have not started from starting if `sweep.on_error=stop`; called when a job has failed."""
+    """After the failure of a job: prevents the start of others if `sweep.on_error=stop`."""
     if sweep.on_error == "stop":
         from mnist_exp import tracking  # MLflow takes a second to import
 

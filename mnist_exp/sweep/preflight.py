@@ -102,7 +102,7 @@ def _check_job(config: Config, dataset: Dataset, memory: int | None) -> int:
     steps = settings.epochs * math.ceil(len(dataset.train.labels) / settings.batch_size)
     _check_optimizer(json.dumps(config.optimizer), json.dumps(config.schedule), steps)
     _check_parts(config, dataset)
-    on_cpu = settings.devices.startswith("cpu") or not provenance.may_have_gpu()
+    on_cpu = settings.devices.startswith("cpu") or not provenance.gpus()
     if memory is not None and on_cpu:  # a GPU has a memory of its own
         # Training holds at least the weights, as many gradients, and the largest layer's outputs for a batch.
         width = 4 if settings.precision == "float32" else 2

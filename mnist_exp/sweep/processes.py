@@ -28,7 +28,8 @@ from omegaconf import DictConfig, open_dict
 from mnist_exp import console, provenance
 from mnist_exp.config import run_name
 from mnist_exp.errors import EXIT_TERMINATED, RequestError
-from mnist_exp.sweep.startup import gpus, prepare_worker, start_method
+from mnist_exp.sweep.jobs import stop_others
+from mnist_exp.sweep.startup import prepare_worker, start_method
 
 STARTS = 3  # attempts to start a worker for a job, if each is killed before it has the job
 CLOSING_SECONDS = 30.0  # a run that is ended may take so long to close itself in the store
@@ -123,7 +124,7 @@ class ProcessLauncher:
         raise AssertionError
 
     def _start_worker(self) -> ProcessPoolExecutor:
-        available = gpus()
+        available = provenance.gpus()
         gpu = available[self.started % len(available)] if available else None
         self.started += 1
         # The task function is in `__main__`, which pickle refuses.
@@ -138,18 +139,16 @@ class ProcessLauncher:
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # the default name interpolates it
-        name, sweep = run_name(config), config.sweep
-        place = config.tracking.uri, config.tracking.experiment
+        name = run_name(config)
         HydraConfig.instance().cfg = before
-        again = kills <= sweep.retries
+        again = kills <= config.sweep.retries
         console.complain(f"run {name} failed: its process was killed" + (", trying again" if again else ""))
         try:
-            store = tracking.open_store(*place)
-            tracking.end_dead_runs(store)
-            if not again and sweep.on_error == "stop":
-                tracking.stop_sweep(store, sweep.id)
+            tracking.end_dead_runs(tracking.open_store(config.tracking.uri, config.tracking.experiment))
         except RequestError as error:  # the other jobs go on, as they would if their own calls failed
             console.complain(str(error))
+        if not again:
+            stop_others(config.sweep, config.tracking)
         return again
 
 

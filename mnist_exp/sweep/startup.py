@@ -6,7 +6,6 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -39,21 +38,13 @@ def import_tensorflow() -> None:
         gc.enable()
 
 
-def gpus() -> list[str]:
-    """The GPUs of this process as CUDA_VISIBLE_DEVICES names them; asking TensorFlow would reserve their memory."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name not in ("", "-1")]
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
-
-
 def start_method() -> str:
     """How worker processes start: forked after the import of TensorFlow where that is safe, otherwise anew.
 
     A fork saves each worker the import, 4 s of CPU time. It inherits neither threads nor a GPU context, so TensorFlow
     must not have computed before.
     """
-    return "forkserver" if sys.platform == "linux" and not gpus() else "spawn"
+    return "forkserver" if sys.platform == "linux" and not provenance.gpus() else "spawn"
 
 
 def start_fork_server(launcher: DictConfig) -> None:
@@ -76,7 +67,7 @@ def device(trainer: TrainerConfig) -> str:
         DeviceError: the machine lacks the devices.
     """
     kind, _, number = trainer.devices.partition(":")
-    if kind == "cpu" or (kind == "auto" and not provenance.may_have_gpu()):
+    if kind == "cpu" or (kind == "auto" and not provenance.gpus()):
         return f"{number} x cpu" if number else "cpu"
     import_tensorflow()
     from mnist_exp.training import devices

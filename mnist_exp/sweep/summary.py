@@ -117,13 +117,14 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     title = f"sweep {sweep.id}: {', '.join(listed)}"
     console.sweep_table(title, rows)
     print(f"\ncompare them:  {sweep.store.ui_command}\nthen open      {sweep.store.ui_link(sweep.id)}", flush=True)
-    note = f"{title}, best by validation accuracy first\n\n{_markdown(rows, sweep.store.experiment_id)}"
+    table = _markdown(rows, sweep.store.experiment_id)
+    note = redact(f"`{shlex.join(sys.argv[1:])}`\n\n{title}, best by validation accuracy first\n\n{table}")
     best = last[rows[0].job] if rows and rows[0].status in DONE else None
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), rows, redact(f"`{shlex.join(sys.argv[1:])}`\n\n{note}"))
+        _write(Path(folder), rows, note)
         if extra is not None and extra.is_dir():
             shutil.copytree(extra, folder, dirs_exist_ok=True)
-        tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder), note)
+        tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder))
     return all(row.status in DONE for row in rows)
 
 

@@ -72,7 +72,7 @@ def end_sweep(store: Store, sweep: str, status: str) -> None:
 
 
 def close_sweep(
-    store: Store, sweep: str, status: str, best: RunInfo | None, counts: Mapping[str, int], folder: Path, note: str
+    store: Store, sweep: str, status: str, best: RunInfo | None, counts: Mapping[str, int], folder: Path
 ) -> None:
     """End the sweep's own run and record its summary.
 
@@ -82,8 +82,7 @@ def close_sweep(
         status: FINISHED, FAILED or KILLED.
         best: the run whose scores, if it has them, become the sweep's metrics.
         counts: further metrics, such as the number of failed jobs.
-        folder: of its artifacts.
-        note: Markdown that the UI shows as the run's description.
+        folder: of its artifacts. The UI shows the content of `sweep.md` as the run's description.
     """
     end_sweep(store, sweep, status)  # first, so that no error below leaves the sweep RUNNING
     own = _own_run(store, sweep).run_id
@@ -94,7 +93,7 @@ def close_sweep(
             client.set_tag(own, "best_run", best.run_id)
         now = int(time.time() * 1000)
         client.log_batch(own, metrics=[Metric(name, value, now, 0) for name, value in scores.items()])
-        client.set_tag(own, "mlflow.note.content", note)
+        client.set_tag(own, "mlflow.note.content", (folder / "sweep.md").read_text(encoding="utf-8"))
         client.log_artifacts(own, str(folder))
 
 

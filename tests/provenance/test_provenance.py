@@ -16,7 +16,7 @@ import pytest
 
 from mnist_exp import provenance
 from mnist_exp.errors import RequestError
-from mnist_exp.provenance import UNKNOWN, Code, code_state
+from mnist_exp.provenance import UNKNOWN, Code, code_state, environment
 from mnist_exp.provenance.modules import UserCode
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -535,3 +535,28 @@ def test_is_gone_tells_running_from_ended_processes(monkeypatch):
     assert provenance.is_gone(" ".join([*host, str(ended.pid), started]))
     monkeypatch.setattr(platform, "node", lambda: "elsewhere")
     assert not provenance.is_gone(" ".join([*host, str(ended.pid), started]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="goes by Linux's files of devices")
+@pytest.mark.parametrize(
+    ("files", "visible", "found"),
+    [
+        ((), None, []),
+        ((), "0", []),
+        (("nvidiactl", "nvidia0", "nvidia2", "nvidia10", "nvidia-uvm"), None, ["0", "2", "10"]),
+        (("nvidiactl", "nvidia0", "nvidia1"), "1", ["1"]),
+        (("nvidiactl", "nvidia0"), "GPU-a1,GPU-b2", ["GPU-a1", "GPU-b2"]),
+        (("nvidiactl", "nvidia0"), "", []),
+        (("nvidiactl", "nvidia0"), "-1", []),
+        (("dxg",), None, ["0"]),
+        (("kfd",), None, ["0"]),
+    ],
+)
+def test_gpus_are_those_of_the_drivers_that_this_process_may_use(files, visible, found, tmp_path, monkeypatch):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(environment, "_DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert provenance.gpus() == found

@@ -162,7 +162,7 @@ def refused(dataset, *options):
 def small_machine(monkeypatch):
     monkeypatch.setattr(preflight.devices, "configure", lambda *_: None)  # the tests before have begun to compute
     monkeypatch.setattr(preflight.provenance, "memory", lambda: 23 * 10**9)
-    monkeypatch.setattr(preflight.provenance, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(preflight.provenance, "gpus", lambda: [])
 
 
 @pytest.mark.usefixtures("small_machine")
@@ -178,7 +178,7 @@ def test_a_model_larger_than_the_memory_is_refused(dataset, monkeypatch):
     preflight.check(fits, dataset)
     with pytest.raises(ConfigError, match=r"^seed=1: this model needs at least 81 GB"):
         preflight.models([(check(composed("data=digits", wide)), dataset, "seed=1")], 23 * 10**9)
-    monkeypatch.setattr(preflight.provenance, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(preflight.provenance, "gpus", lambda: ["0"])
     preflight.check(check(composed("data=digits", wide)), dataset)  # a GPU has a memory of its own
     assert refused(dataset, wide, "trainer.devices=cpu").startswith("this model needs at least 81 GB")
 

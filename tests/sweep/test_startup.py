@@ -24,5 +24,5 @@ def test_tensorflow_is_imported_without_what_no_run_needs_and_that_can_be_import
 
 @pytest.mark.parametrize("devices", ["auto", "cpu", "cpu:2"])
 def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu(devices, monkeypatch):
-    monkeypatch.setattr(provenance, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(provenance, "gpus", lambda: [])
     assert startup.device(TrainerConfig(devices=devices, threads=1)) == {"cpu:2": "2 x cpu"}.get(devices, "cpu")
