@@ -23,7 +23,7 @@ class Grid(BasicSweeper):
     @staticmethod
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """The batches of jobs, each job given by its overrides."""
-        from mnist_exp.sweep.jobs import last_of_each_key, product
+        from mnist_exp.sweep.grid import last_of_each_key, product
 
         jobs = product(last_of_each_key(overrides))
         return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))

@@ -16,7 +16,7 @@ from mnist_exp import console, provenance
 from mnist_exp.config import ConfigError, explain, run_name
 from mnist_exp.errors import EXIT_FAILED, EXIT_INVALID, RequestError
 from mnist_exp.redact import redact_file
-from mnist_exp.sweep import jobs, processes, search, startup, summary
+from mnist_exp.sweep import grid, jobs, processes, search, startup, summary
 
 
 class SweepCallback(Callback):
@@ -40,8 +40,10 @@ class SweepCallback(Callback):
         assert isinstance(given, list)
         threads = _threads(config, given)
         asked = search.requested(config, given + threads)
-        seeds = [] if asked else jobs.seeds(config, given)
-        checked = jobs.check_jobs(config_name, asked.probes() if asked else jobs.grid(config, given + threads + seeds))
+        seeds = [] if asked else grid.seeds(config, given)
+        checked = jobs.check_jobs(
+            config_name, asked.probes() if asked else grid.expand(config, given + threads + seeds)
+        )
         resolved = {jobs.resolve_data(job.config) for job in checked if jobs.is_auto(job.config)}
         datasets = jobs.load_all(checked)
         startup.start_fork_server(config.hydra.launcher)

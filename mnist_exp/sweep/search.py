@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp import console
 from mnist_exp.config import build, explain
 from mnist_exp.errors import RequestError
-from mnist_exp.sweep.jobs import parse
+from mnist_exp.sweep.grid import parse
 
 SEARCHES = ("hydra_plugins.mnist_exp.Random", "hydra_plugins.mnist_exp.Optuna")
 
