@@ -111,11 +111,12 @@ def run(
     devices.fresh_session(config.seed, config.trainer.precision)
     code = provenance.own_code(PACKAGE)
     tags = {"overrides": shlex.join(overrides), **_tags(experiment, code), **tags}
+    logged = params(config)
     resume = config.resume or config.trainer.checkpoint
-    with tracking.tracked_run(store, name, params(config), tags, output, resume) as log, follow(log) as on_epoch:
+    with tracking.tracked_run(store, name, logged, tags, output, resume) as log, follow(log) as on_epoch:
         if log.epochs:
             console.say(console.continued_line(name, log.epochs, log.run_id), sys.stderr)
-        _write_origin(log.folder, experiment, overrides, code)
+        _write_origin(log.folder, experiment, logged, overrides, code)
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
         with strategy.scope() if strategy is not None else nullcontext():
@@ -256,7 +257,9 @@ def _take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:
         ) from error
 
 
-def _write_origin(folder: Path, experiment: Experiment, overrides: Sequence[str], code: provenance.Code) -> None:
+def _write_origin(
+    folder: Path, experiment: Experiment, logged: Mapping[str, str], overrides: Sequence[str], code: provenance.Code
+) -> None:
     """Writes the run's origin, which suffices to train it again and to explain a different result."""
     config, own = experiment.config, experiment.user_code
     described = {
@@ -264,7 +267,7 @@ def _write_origin(folder: Path, experiment: Experiment, overrides: Sequence[str]
         "source": provenance.source_files(PACKAGE, own),
         "source_trees": provenance.source_trees(PACKAGE, own),
         "facts": experiment.factors,
-        "config": params(config),
+        "config": logged,
     }
     environment = json.dumps({**provenance.environment_record(own.packages), **described}, indent=2)
     for name, text in (

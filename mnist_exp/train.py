@@ -76,7 +76,7 @@ def _train(config: Config) -> float | list[float]:
     experiment = prepare(config, dataset, device(config.trainer))
     if config.sweep.id is None:
         tracking.end_dead_runs(store)
-        warn_unrecorded([config])
+        warn_unrecorded(experiment.user_code)
     else:
         if is_stopped(config, store):
             return math.nan

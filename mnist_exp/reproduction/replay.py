@@ -251,7 +251,8 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
         # Fails here if the store lacks that run, as that of someone who was sent an archive may.
         config.init_from = tracking.find_finished(uri, config.init_from)
     store = tracking.open_store(uri, config.tracking.experiment)
-    warn_unrecorded([config])
+    experiment = prepare(config, dataset, device(config.trainer))
+    warn_unrecorded(experiment.user_code)
     import_tensorflow()
     from mnist_exp.sweep import preflight
 
@@ -261,7 +262,6 @@ def _train(config: Config, dataset: Dataset, then: Record, until: int, uri: str 
     tags = {"kind": "reproduction", "reproduces": then.run_id or then.source, "epochs_compared": str(until)}
     reports: list[verdict.Report] = []
     try:
-        experiment = prepare(config, dataset, device(config.trainer))
         run(experiment, store, output, tags=tags, overrides=[], follow=_comparing(then, until, store.uri, reports))
     except RunError:
         if not reports:  # else the original failed, too, and the two are compared

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp import console, provenance
-from mnist_exp.config import ConfigError, explain, run_name
+from mnist_exp.config import ConfigError, explain, run_name, targets
 from mnist_exp.errors import EXIT_FAILED, EXIT_INVALID, RequestError
+from mnist_exp.provenance.modules import user_code
 from mnist_exp.redact import redact_file
 from mnist_exp.sweep import grid, jobs, processes, search, startup, summary
 
@@ -68,7 +69,7 @@ class SweepCallback(Callback):
             sweep = summary.open_sweep(checked, store)
         ours = [*threads, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)]
         _add_overrides(config, seeds, ours)
-        jobs.warn_unrecorded([job.config for job in checked])
+        jobs.warn_unrecorded(user_code(frozenset().union(*(targets(job.config) for job in checked))))
         print(f"sweep {sweep.id}: {len(sweep.jobs)} runs", file=sys.stderr, flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

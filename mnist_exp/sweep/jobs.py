@@ -24,13 +24,12 @@ from mnist_exp.config import (
     check_batch,
     explain,
     subset,
-    targets,
     without_subset,
 )
 from mnist_exp.data import Dataset, Subset, check_dataset, resolve_auto, take
 from mnist_exp.errors import RequestError, first_line
 from mnist_exp.experiment import prepare
-from mnist_exp.provenance.modules import recordable, user_code
+from mnist_exp.provenance.modules import UserCode, recordable
 from mnist_exp.sweep import reuse
 from mnist_exp.sweep.startup import device, import_tensorflow
 
@@ -167,9 +166,9 @@ def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: An
     console.say(f"preflight: {message}", sys.stderr)
 
 
-def warn_unrecorded(configs: Sequence[Config]) -> None:
-    """Warns once a command of the code that its runs cannot record."""
-    _, lost = recordable(user_code(frozenset().union(*map(targets, configs))))
+def warn_unrecorded(code: UserCode) -> None:
+    """Warns, once a command, of what its runs cannot record of the package's code and the user's."""
+    _, lost = recordable(code)
     for line in (*provenance.own_code(PACKAGE).problems, *([lost] if lost else [])):
         console.warn(line)
 
