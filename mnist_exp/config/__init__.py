@@ -1,5 +1,6 @@
 """The config of a run: schema, rules for values, targets, and the identity of a run."""
 
+from mnist_exp.config.hydra_errors import explain
 from mnist_exp.config.identity import (
     STAND_INS,
     changes_result,
@@ -9,7 +10,8 @@ from mnist_exp.config.identity import (
     params,
     semantic,
 )
-from mnist_exp.config.rules import ACTIVATIONS, MAX_THREADS, RULES, Rule, check, check_batch, explain
+from mnist_exp.config.mistakes import check, check_batch
+from mnist_exp.config.rules import ACTIVATIONS, MAX_THREADS, RULES, Rule
 from mnist_exp.config.schema import (
     ARGUMENTS,
     CONF_DIR,

@@ -1,20 +1,13 @@
-"""The rules for values. `check` runs once per config, before TensorFlow is imported, and names every mistake."""
+"""The rules for values, by key."""
 
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from mnist_exp.config.schema import ARGUMENTS, CONF_DIR, LISTS, OFFERED, READ, Config, ConfigError, flatten, nodes
-from mnist_exp.config.targets import Signature, is_ours, signature, subset
-from mnist_exp.data import DataError, Subset, check_validation
-from mnist_exp.errors import first_line
+from mnist_exp.config.schema import LISTS, READ
+from mnist_exp.config.targets import is_ours, signature
+from mnist_exp.data import Subset
 
 MAX_THREADS = 1024  # TensorFlow starts twice as many threads at once
 
@@ -207,102 +200,20 @@ RULES: dict[str, Rule] = {
     "sweep.seeds": _COUNT,
 }
 
-# Names of runs and experiments may become file names, so they must not lead out of a folder.
-NAMES = ("name", "experiment", "resume", "init_from", "tracking.experiment")
 
-# Hydra's advice on an option of a group applies to a YAML file, or is itself refused.
-_ADVICE = (
-    (
-        rf"Could not override '({'|'.join(ARGUMENTS)})'\. No match in the defaults list\.\nTo append .* use (\S+)",
-        r"\1 is not in the defaults list of this config; change its values by key, \1.KEY=VALUE; "
-        r"only a config without \1 takes \2",
-    ),
-    (r"Multiple values for (\S+)\. To override a value use 'override \S+ (.+)'", r"\1 has an option: \1=\2 changes it"),
-    (r"(Config group override must be a string or a list)\. Got (\w+)", r"\1, the name of an option, got \2"),
-    (r"(\S+) appears more than once in the final defaults list", r"\1 has an option: \1=OPTION changes it"),
-)
-
-
-def check(composed: DictConfig) -> Config:
-    """Turns a config that Hydra composed into a `Config` whose values all obey the rules.
-
-    Raises:
-        ConfigError: the message has one line for each mistake, with the key, the rule and the received value.
-    """
-    try:
-        config = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
-    if not isinstance(config, Config):
-        raise ConfigError("the config must have `schema` first in its defaults list, see conf/train.yaml")
-    if config.augment == {"_target_": None}:  # as earlier versions logged no augmentation
-        config.augment = {}
-    mistakes = list(_mistakes(config))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    for group, _, node in nodes(config):
-        for key, value in node.items():
-            rule = _rule_in(group, node, key)
-            if rule is not None and rule.real and type(value) is int:
-                node[key] = float(value)
-    return config
-
-
-def check_batch(config: Config, images: int) -> None:
-    """Refuses a batch that is larger than the training set.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    size = config.trainer.batch_size
-    if size > images:
-        raise ConfigError(f"trainer.batch_size must be at most the {images} training images, got {size}")
-
-
-def explain(error: Exception) -> str:
-    """An error of Hydra, OmegaConf or YAML in one line, with the valid keys or the rule if there is one."""
-    cause = error.__cause__ or error.__context__ if isinstance(error, HydraException) else error
-    text, _, _ = str(error).partition("\nConfig search path")
-    for its, ours in _ADVICE:
-        text = re.sub(its, ours, text)
-    text = text.replace("\n\t", ", ").replace(":, ", ": ")  # Hydra's list of a group's options
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("    ")]
-    if isinstance(error, OverrideParseException):
-        said = [line for line in lines[:-1] if "Error parsing" not in line and "Lexer" not in line]
-        return f"{error.override!r} is not of the form key=value{': ' * bool(said)}{''.join(said[:1])}{_quoting(error)}"
-    if isinstance(cause, OmegaConfBaseException):
-        if cause is not error:
-            lines = [lines[0].rstrip("."), first_line(cause)]
-        else:
-            lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
-        if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
-            lines.append("its keys: " + ", ".join(sorted(map(str, cause.parent_node))))
-        elif cause.full_key and (rule := _rule(cause.full_key)):
-            lines.append(f"it must be {rule.says}")
-    return "; ".join(lines)
-
-
-def _quoting(error: OverrideParseException) -> str:
-    """Advice on quotes for a text that Hydra's grammar reads as something else."""
-    key, equals, value = error.override.partition("=")
-    if not equals or not value.isprintable() or value[:1] in tuple("[{'\""):
-        return ""
-    quoted = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
-    typed = shlex.quote(quoted) if set(quoted) & set('"$`!\\') else f'"{quoted}"'
-    return f"; a text with special characters stands in quotes, and these in quotes of the shell: {typed}"
-
-
-def _rule(key: str) -> Rule | None:
+def rule_of(key: str) -> Rule | None:
+    """The rule of a flat key such as `trainer.epochs`; None if it has none."""
     return RULES.get(key) or RULES.get(key.rpartition(".")[2])
 
 
-def _rule_in(group: str, node: Any, key: str) -> Rule | None:
+def rule_in(group: str, node: Any, key: str) -> Rule | None:
+    """The rule of a key of a node with a `_target_`; None if it has none."""
     if group == "data" and key in Subset._fields:
         return None if _is_targets_own(node, key) else RULES[f"data.{key}"]
     if not is_ours(node):
         return RULES[key] if key in READ.get(group, ()) and key in RULES else None
     # Keras' layers and callbacks use the names of our keys with other meanings, `factor` for example.
-    return RULES.get(f"{node['_target_']}.{key}") or (None if group in LISTS else _rule(f"{group}.{key}"))
+    return RULES.get(f"{node['_target_']}.{key}") or (None if group in LISTS else rule_of(f"{group}.{key}"))
 
 
 def _is_targets_own(node: Mapping[str, Any], key: str) -> bool:
@@ -311,108 +222,3 @@ def _is_targets_own(node: Mapping[str, Any], key: str) -> bool:
         return key in signature(node.get("_target_")).keywords
     except LookupError:  # `_target_mistakes` says so
         return False
-
-
-def _mistakes(config: Config) -> Iterator[str]:
-    yield from _extras(config)
-    yield from _node_mistakes(config)
-    for key, value in flatten(asdict(config)).items():
-        rule = _rule(key) if key.partition(".")[0] not in ARGUMENTS else None
-        if rule is not None and not rule.holds(value):
-            yield f"{key} must be {rule.says}, got {value!r}"
-        elif key in NAMES and ".." in re.split(r"[/\\]", str(value)):
-            yield f"{key} must be a name, not a path, got {value!r}"
-    if isinstance(config.data, dict) and is_ours(config.data) and config.data.get("validation") is not None:
-        try:
-            check_validation(config.data["validation"])
-        except DataError as error:
-            yield str(error)
-    yield from _fold_mistakes(config.data)
-    if config.trainer.execution == "resident" and ":" in config.trainer.devices:
-        yield f"trainer.execution=resident runs on one device, got trainer.devices={config.trainer.devices}"
-
-
-def _fold_mistakes(node: Any) -> Iterator[str]:
-    try:
-        given = subset(node)
-    except (LookupError, TypeError):  # of a node without a target that exists
-        return
-    fold, folds = given.fold, given.folds
-    if (fold is None) != (folds is None):
-        key, value = ("folds", fold) if folds is None else ("fold", folds)
-        other = "fold" if folds is None else "folds"
-        yield f"data.{other}={value} needs data.{key}; sweep=folds runs all folds"
-    elif type(fold) is int and type(folds) is int and fold >= folds:
-        yield f"data.fold must be between 0 and {folds - 1} with data.folds={folds}, got {fold}"
-    if folds is not None and node.get("validation") == "test":
-        yield "data.folds validates on parts of the training images, got data.validation=test"
-
-
-def _extras(node: Any, prefix: str = "") -> Iterator[str]:
-    """Keys that `+` added to those of the schema."""
-    keys = [f.name for f in fields(node)]
-    for key, value in vars(node).items():
-        if key not in keys:
-            yield f"{prefix}{key} is not a key of the config; valid here: {', '.join(keys)}"
-        elif is_dataclass(value):
-            yield from _extras(value, f"{prefix}{key}.")
-
-
-def _value_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
-    for key, value in flatten(node).items() if isinstance(node, dict) else ():
-        rule = _rule_in(group, node, key)
-        if rule is not None and not rule.holds(value):
-            yield f"{place}.{key} must be {rule.says}, got {value!r}"
-
-
-def _node_mistakes(config: Config) -> Iterator[str]:
-    unnamed = {group: found for group in LISTS if not _named(found := getattr(config, group))}
-    for group, found in unnamed.items():
-        yield f"{group} must be none or options under keys of their own, as {group}=[a,b] makes; got {found!r}"
-    for group, place, node in nodes(config):
-        if group not in unnamed:
-            yield from _target_mistakes(group, place, node)
-            yield from _value_mistakes(group, place, node)
-
-
-def _named(found: Any) -> bool:
-    """Whether each option of a group in `LISTS` is under a key of its own."""
-    return isinstance(found, dict) and all(re.fullmatch(r"[A-Za-z]\w*", str(key)) for key in found)
-
-
-def _target_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
-    if not isinstance(node, dict) or "_target_" not in node:
-        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-        yield f"{place} must name an option ({', '.join(options)}) or have a _target_, got {node!r}"
-        return
-    try:
-        taken = signature(node["_target_"])
-    except LookupError as error:
-        yield f"{place}._target_ {error}"
-        return
-    yield from _key_mistakes(group, place, node, taken)
-
-
-def _key_mistakes(group: str, place: str, node: Mapping[str, Any], taken: Signature) -> Iterator[str]:
-    target = node["_target_"]
-    passed, read = ARGUMENTS[group], READ.get(group, set())
-    if len(taken.positional) < len(passed) and not taken.any_positional:
-        yield f"{place}._target_ must name what takes {', '.join(passed)} first, got {target!r}"
-        return
-    filled = set(taken.positional[: len(passed)])  # by the run, whatever their names are
-    offered = set(OFFERED.get(group, ()))
-    applied = Subset._fields if group == "data" else ()  # by the run, to what the target returns
-    given, accepted = set(node) - {"_target_"} - ({*applied} - taken.keywords), taken.keywords - filled
-    needed = taken.required - filled - offered | read
-    if is_ours(node):
-        accepted -= offered
-    if not taken.any_keyword:
-        for key in sorted(read - accepted):
-            yield f"{place}._target_ must take {key}, got {target!r}"
-        for key in sorted(given - accepted - read):
-            yield f"{place}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
-        needed &= accepted
-    for key in sorted(needed - given):
-        yield f"{place}.{key} is required by {target} and missing"
-    if group == "augment" and "seed" in given:
-        yield f"{place}.seed must be left out: the run's seed decides, got {node['seed']!r}"
