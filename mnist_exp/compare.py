@@ -43,17 +43,25 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("command", nargs="*", metavar="show RUN | diff RUN RUN")
     parser.add_argument("--uri", dest="tracking_uri", help=argparse.SUPPRESS)  # the earlier name of --tracking-uri
-    parser.add_argument("--experiment", help=f"all of its runs; default: the newest sweep of {EXPERIMENT}")
-    parser.add_argument("--sweep", metavar="ID", help="runs of this sweep")
-    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="runs with this tag")
-    parser.add_argument("--filter", help="runs that match this filter string of MLflow, such as \"params.seed = '1'\"")
-    parser.add_argument("--run", action="append", default=[], metavar="RUN", help="this run")
+    parser.add_argument(
+        "--experiment", metavar="NAME", help=f"all runs of this experiment; default: {EXPERIMENT}'s newest sweep"
+    )
+    parser.add_argument("--sweep", metavar="ID", help="the runs of this sweep")
+    parser.add_argument(
+        "--tag", action="append", default=[], metavar="KEY=VALUE", help="the runs with this tag; repeatable"
+    )
+    parser.add_argument(
+        "--filter", metavar="TEXT", help="the runs that match this filter of MLflow, such as \"params.seed = '1'\""
+    )
+    parser.add_argument(
+        "--run", action="append", default=[], metavar="ID", help="the run whose id begins with this; repeatable"
+    )
     parser.add_argument(
         "--metric", default="final_val_accuracy", help="the metric to rank and test by; default: %(default)s"
     )
     parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
-    parser.add_argument("--top", type=int, default=10, help="rows to show of each table; default: 10")
-    parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text")
+    parser.add_argument("--top", metavar="N", type=int, default=10, help="rows to show of each table; default: 10")
+    parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text", help="default: text")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report with figures for a browser")
     options = parser.parse_args(arguments)
     if options.top < 1:

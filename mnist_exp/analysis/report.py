@@ -106,7 +106,7 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     table = part.table
     on_test = table.rows[0].settings.get("selection") == "test"
     yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}")
-    yield Text(f"data fingerprint {table.fingerprint[:12]}; equal in all rows: {_settings(table.shared)}")
+    yield Text(f"data fingerprint {table.fingerprint[:12]}; settings that do not vary: {_settings(table.shared)}")
     yield _leaderboard(table, metric, top)
     if len(table.rows) > top:
         yield Text(f"{len(table.rows) - top} more rows. The best of many rows is partly luck.")

@@ -55,11 +55,10 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], metric:
     """
     figure, (axes,) = new_figure(7.5, 4.2)
     ends = []
-    accuracy = "accuracy" in metric
     for color, marker, (label, seeds) in zip(COLORS, MARKERS, curves.items(), strict=False):
         epochs = sorted(set.intersection(*(set(seed) for seed in seeds)))
         values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
-        if accuracy:
+        if "accuracy" in metric:
             values = np.maximum(100 * (1 - values), 1e-3)  # percent; zero has no logarithm
         mean = values.mean(axis=0)
         every = max(1, len(epochs) // 10)
@@ -69,7 +68,7 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], metric:
             low = np.maximum(mean - std, mean / 3)
             axes.fill_between(epochs, low, mean + std, color=color, alpha=0.18, linewidth=0)
         ends.append((float(mean[-1]), label, color))
-    plain(axes, FONT, "epoch", f"{metric.replace('accuracy', 'error')} (%)" if accuracy else metric)
+    plain(axes, FONT, "epoch", _name(metric).replace("accuracy", "error"))
     log_scale(axes, "y")
     whole_epochs(axes)
     if ends:
@@ -120,8 +119,7 @@ def data_size(
         fitted = _scale(metric) * np.asarray(laws[label](images))
         axes.plot(images, fitted, color=color, linewidth=1.8)
         ends.append((float(fitted[-1]), label, color))
-    name = metric.removeprefix("final_").replace("accuracy", "error")
-    plain(axes, FONT, "training images", f"{name} (%)" if "accuracy" in metric else name)
+    plain(axes, FONT, "training images", _name(metric).replace("accuracy", "error"))
     log_scale(axes, "x")
     log_scale(axes, "y")
     if len(ends) > 1:
