@@ -69,7 +69,7 @@ SWEEPS = {
     "folds": 5,
     "optimizer_lr": 30,
     "optimizer_study": 40,
-    "regularisation_study": 24,
+    "regularisation_study": 48,
     "seeds": 10,
     "tune_cnn": 8,
     "tune_mlp": 36,
