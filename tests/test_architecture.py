@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import mnist_exp
-from mnist_exp.provenance import NOT_COMPUTING
+from mnist_exp.provenance.source import NOT_COMPUTING
 
 PACKAGE = Path(mnist_exp.__file__).parent
 ROOT = Path(__file__).parent.parent

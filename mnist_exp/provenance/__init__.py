@@ -1,9 +1,6 @@
 """The origin of a result: code, libraries and machine."""
 
 from mnist_exp.provenance.environment import (
-    KERAS_DEFAULTS,
-    NUMERIC_VARIABLES,
-    PACKAGES,
     cores,
     environment_factors,
     environment_record,
@@ -14,24 +11,15 @@ from mnist_exp.provenance.environment import (
     keras_config,
     memory,
     process,
-    processor,
     requirements,
-    versions,
 )
-from mnist_exp.provenance.git import DIFF_LIMIT, LEFT_OUT, UNKNOWN, Code, check_new, code_state, own_code, restore
-from mnist_exp.provenance.source import NOT_COMPUTING, package_files, source_digest, source_files, source_trees
+from mnist_exp.provenance.git import LEFT_OUT, Code, check_new, own_code, restore
+from mnist_exp.provenance.source import package_files, source_files, source_trees
 
 __all__ = [
-    "DIFF_LIMIT",
-    "KERAS_DEFAULTS",
     "LEFT_OUT",
-    "NOT_COMPUTING",
-    "NUMERIC_VARIABLES",
-    "PACKAGES",
-    "UNKNOWN",
     "Code",
     "check_new",
-    "code_state",
     "cores",
     "environment_factors",
     "environment_record",
@@ -44,11 +32,8 @@ __all__ = [
     "own_code",
     "package_files",
     "process",
-    "processor",
     "requirements",
     "restore",
-    "source_digest",
     "source_files",
     "source_trees",
-    "versions",
 ]

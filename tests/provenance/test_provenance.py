@@ -16,7 +16,8 @@ import pytest
 
 from mnist_exp import provenance
 from mnist_exp.errors import RequestError
-from mnist_exp.provenance import UNKNOWN, Code, code_state, environment
+from mnist_exp.provenance import environment, source
+from mnist_exp.provenance.git import DIFF_LIMIT, UNKNOWN, Code, code_state
 from mnist_exp.provenance.modules import UserCode
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -244,7 +245,7 @@ def test_a_long_diff_is_cut_with_a_note(checkout):
     *_, before, last = state.diff.splitlines()
     assert last.startswith("# cut: the whole diff has 22")
     assert before == "+value = 1"
-    assert provenance.DIFF_LIMIT - 100 < len(state.diff) < provenance.DIFF_LIMIT + 100
+    assert DIFF_LIMIT - 100 < len(state.diff) < DIFF_LIMIT + 100
     assert state.dirty
     assert state.problems[0].startswith("code.diff is cut, so --checkout cannot restore the code: it has 2,2")
 
@@ -338,7 +339,7 @@ def test_the_source_digest_depends_only_on_paths_and_contents_of_python_files(tm
         for name, text in files.items():
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(text)
-        return provenance.source_digest(fresh(tmp_path / folder))
+        return source.source_digest(fresh(tmp_path / folder))
 
     digest = write("one", {"a.py": "1", "sub/b.py": "2"})
     assert re.fullmatch("[0-9a-f]{64}", digest)
@@ -371,7 +372,7 @@ def test_factors_change_with_code_that_computes_and_not_with_code_that_records(t
     assert facts(models="1") == first
     assert facts(own="2")["source"] != first["source"]
     assert facts(mine="2")["source"] != first["source"]  # what a user puts into the package counts
-    monkeypatch.setattr(provenance.environment, "PACKAGES", ("matplotlib", "numpy"))
+    monkeypatch.setattr(environment, "PACKAGES", ("matplotlib", "numpy"))
     assert facts()["versions"].keys() == {"python", "numpy"}
 
 
@@ -434,7 +435,7 @@ BITS = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_ENABLE_ONEDNN_O
 @pytest.fixture
 def facts(tmp_path, monkeypatch):
     """Factors of a process without any variable that changes the bits."""
-    for name in provenance.NUMERIC_VARIABLES:
+    for name in environment.NUMERIC_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     return lambda packages=(): provenance.environment_factors(
@@ -454,7 +455,7 @@ def test_factors_change_with_each_variable_that_changes_bits(name, facts, monkey
 
 def test_factors_include_the_processor_and_its_instruction_sets(facts, monkeypatch):
     def on(cpuinfo):
-        provenance.processor.cache_clear()
+        environment.processor.cache_clear()
         monkeypatch.setattr(Path, "read_text", lambda self, **_: cpuinfo)
         return facts()["processor"]
 
@@ -462,16 +463,16 @@ def test_factors_include_the_processor_and_its_instruction_sets(facts, monkeypat
     assert on(amd) == {"cpu": "AMD EPYC", "instructions": "avx avx2 sse4_2"}
     assert on(amd.replace("avx2", "avx512f"))["instructions"] == "avx avx512f sse4_2"
     assert on("processor : 0\nFeatures : fp asimd sve\n")["instructions"] == "asimd sve"
-    provenance.processor.cache_clear()
+    environment.processor.cache_clear()
 
 
 def test_factors_change_with_the_settings_file_of_keras(facts, tmp_path):
-    assert facts()["keras_config"] == provenance.KERAS_DEFAULTS
+    assert facts()["keras_config"] == environment.KERAS_DEFAULTS
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras" / "keras.json").write_text('{"floatx": "float64", "backend": "tensorflow"}')
-    assert facts()["keras_config"] == {**provenance.KERAS_DEFAULTS, "floatx": "float64"}
+    assert facts()["keras_config"] == {**environment.KERAS_DEFAULTS, "floatx": "float64"}
     (tmp_path / "keras" / "keras.json").write_text("[]")
-    assert facts()["keras_config"] == provenance.KERAS_DEFAULTS
+    assert facts()["keras_config"] == environment.KERAS_DEFAULTS
 
 
 def test_factors_include_the_versions_of_packages_that_user_modules_import(facts):
@@ -486,8 +487,8 @@ def test_factors_include_the_versions_of_packages_that_user_modules_import(facts
 def test_versions_and_requirements_name_installed_packages(monkeypatch):
     import numpy
 
-    monkeypatch.setattr(provenance.environment, "PACKAGES", ("numpy", "no-such-package-anywhere", "matplotlib"))
-    found = provenance.versions()
+    monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package-anywhere", "matplotlib"))
+    found = environment.versions()
     assert list(found) == ["python", "numpy", "matplotlib"]
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["numpy"] == numpy.__version__
