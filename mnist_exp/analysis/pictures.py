@@ -65,7 +65,7 @@ def _curves(uri: str, rows: Mapping[str, LeaderboardRow], metric: str, noise: fl
         if all(len(seed) > 1 for seed in seeds):
             curves[label] = seeds
     if curves:
-        caption = "Learning curves: mean over seeds, with a band of one standard deviation."
+        caption = "Learning curves: mean over the runs of a row, with a band of one standard deviation."
         yield _picture(charts.learning_curves(curves, name, noise), caption)
 
 
@@ -175,7 +175,7 @@ def _calibration(predicted: Mapping[str, list[Predictions]]) -> Iterator[Picture
         caption = (
             f"Calibration on the test images, all seeds together, in bins of at least {MIN_IMAGES} images. Larger "
             "markers are larger bins. "
-            f"Expected calibration error in points, mean over seeds: {', '.join(errors)}."
+            f"Expected calibration error in points, mean over runs: {', '.join(errors)}."
         )
         yield _picture(charts.reliability(curves), caption)
 

@@ -97,8 +97,8 @@ class Config:
 
 def run_name(config: Config | DictConfig) -> str:
     """The name of a config's run; its seed and its fold tell it apart from the config's other runs."""
-    fold = f"-f{config.data['fold']}" if config.data.get("folds") is not None else ""
-    return f"{config.name}-s{config.seed}{fold}"
+    fold = config.data.get("fold")
+    return f"{config.name}-s{config.seed}" + (f"-f{fold}" if type(fold) is int else "")
 
 
 ConfigStore.instance().store(name="schema", node=Config)

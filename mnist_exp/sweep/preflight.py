@@ -178,12 +178,12 @@ def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
         jobs: for each its config, its data set and its number of parameters.
         store: in which those runs are looked for.
     """
-    kinds: dict[tuple[str, str, int, str], list[tuple[int, int]]] = {}
+    kinds: dict[tuple[str, str, int, str], list[tuple[int, int, int]]] = {}
     size = 0
     for config, dataset, parameters in jobs:
         model, optimizer = (node["_target_"].rpartition(".")[2] for node in (config.model, config.optimizer))
         kind = (model, optimizer, config.trainer.batch_size, dataset.name)
-        kinds.setdefault(kind, []).append((config.trainer.epochs, parameters))
+        kinds.setdefault(kind, []).append((config.trainer.epochs, len(dataset.train.labels), parameters))
         size += BYTES_A_RUN + BYTES_A_PARAMETER * parameters + len(dataset.test.labels) * (4 * dataset.num_classes + 8)
     runs = {kind: [run for run in similar_runs(store, *kind) if _is_timed(run)] for kind in kinds}
     known = [_seconds(runs[kind], *job) for kind, members in kinds.items() if runs[kind] for job in members]
@@ -197,13 +197,18 @@ def _is_timed(run: Any) -> bool:
     return metrics <= run.metrics.keys() and "trainer.epochs" in run.params
 
 
-def _seconds(runs: Sequence[Any], epochs: int, parameters: int) -> float:
-    """The median time of the runs whose size is nearest, with their training after compilation scaled to `epochs`."""
+def _seconds(runs: Sequence[Any], epochs: int, images: int, parameters: int) -> float:
+    """The median time of the runs whose size is nearest.
+
+    Their training after compilation is scaled to the epochs and the number of training images. Runs of versions that
+    did not record that number had all images.
+    """
     nearest = min((run.metrics["parameters"] for run in runs), key=lambda size: abs(size - parameters))
     times = []
     for run in runs:
         if run.metrics["parameters"] == nearest:
             fit = run.metrics["fit_seconds"] - run.metrics["compile_seconds"]
             around = run.end_time - run.start_time - fit
-            times.append(around + fit * epochs / int(run.params["trainer.epochs"]))
+            trained = int(run.params["trainer.epochs"]) * int(run.tags.get("data.train_images", images))
+            times.append(around + fit * epochs * images / trained)
     return median(times)

@@ -128,9 +128,11 @@ def run(parameters, fit, epochs, seconds, compiling=0.0):
 
 def test_time_is_that_of_earlier_runs_of_the_nearest_size():
     runs = [run(100, 10, 5, 12), run(100, 21, 5, 23, compiling=1), run(100, 30, 5, 32), run(9000, 500, 5, 600)]
-    assert preflight._seconds(runs, epochs=5, parameters=90) == 23
-    assert preflight._seconds(runs, epochs=10, parameters=2000) == 43
-    assert preflight._seconds(runs, epochs=5, parameters=7000) == 600
+    assert preflight._seconds(runs, epochs=5, images=50, parameters=90) == 23
+    assert preflight._seconds(runs, epochs=10, images=50, parameters=2000) == 43
+    assert preflight._seconds(runs, epochs=5, images=50, parameters=7000) == 600
+    few = runs[0]._replace(tags={"data.train_images": "100"})
+    assert preflight._seconds([few], epochs=10, images=1000, parameters=100) == 2 + 10 * 2 * 10
 
 
 def test_plan_adds_up_jobs_and_names_what_is_unknown(dataset, monkeypatch):
