@@ -17,7 +17,7 @@ MAX_CLASSES = 1000  # a larger label is more likely a regression target or an id
 
 
 class DataError(RequestError):
-    """The data cannot be used; the message is one line for the user."""
+    """The data cannot be used. The message is one line for the user."""
 
 
 class Split(NamedTuple):
@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: "mnist", "digits", the stem of the user's file or folder, or the name that a user's source gives.
-        source: Absolute path it was read from, "scikit-learn", or what a user's source gives.
+        source: Absolute path it was read from, "scikit-learn", or the text of a user's function.
         train: Images to train on, in their original order.
         validation: Images to select on; the test set itself when `validation="test"` was asked for.
         test: Images to score once, at the end.
@@ -142,7 +142,7 @@ def _check_split(must: str, split: object, classes: int) -> None:
         raise DataError(f"{must}.labels are in 0..{classes - 1}, got {found}")
 
 
-def arrays_to_dataset(  # four arrays, what to call them, and how to split them: more than six parameters
+def arrays_to_dataset(  # four arrays, their name and the split: more than six parameters
     name: str,
     x_train: np.ndarray,
     y_train: np.ndarray,
@@ -221,7 +221,7 @@ def _check_class_names(must: str, names: object, classes: int) -> None:
 
 
 def absent_classes(labels: np.ndarray, classes: int, cause: str) -> tuple[str, ...]:
-    """A warning of classes without a training image, if there are any; `cause` begins it."""
+    """A warning that begins with `cause` if there are classes without a training image."""
     absent = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if not absent.size:
         return ()
@@ -230,7 +230,7 @@ def absent_classes(labels: np.ndarray, classes: int, cause: str) -> tuple[str, .
 
 
 def divide(total: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending indices of the images kept and of the `count` taken: a function of its arguments alone."""
+    """Ascending indices of the images kept and of the `count` taken; they depend on the arguments alone."""
     order = np.random.default_rng(seed).permutation(total)
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -265,7 +265,7 @@ def check_headers(x: Header, y: Header) -> None:
 
 
 def check_arrays(source: str, arrays: dict[str, np.ndarray]) -> CheckedArrays:
-    """Arrays in the order of ARRAYS, by what to call them in a message, brought to the types of `Split`."""
+    """Arrays in the order of ARRAYS, by their names in messages, converted to the types of `Split`."""
     (x_train, y_train, x_test, y_test) = arrays.items()
     train, test = Split(_images(*x_train), _labels(*y_train)), Split(_images(*x_test), _labels(*y_test))
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -277,7 +277,7 @@ def check_arrays(source: str, arrays: dict[str, np.ndarray]) -> CheckedArrays:
     if unseen.size:
         raise DataError(f"{source}: every test label must occur in training, got {unseen[0]} only in the test set")
     num_classes = _count_classes(source, train.labels)
-    # Labels are hashed at the width that holds them, which for MNIST is that of its IDX files.
+    # Labels are hashed in the smallest type that holds them. For MNIST this is the type in its IDX files.
     narrow = "u1" if num_classes <= 256 else "<u2"
     hashed = (train.images, train.labels.astype(narrow), test.images, test.labels.astype(narrow))
     digests = tuple(hashlib.sha256(array.data).hexdigest() for array in hashed)
@@ -298,7 +298,7 @@ def _count_classes(source: str, labels: np.ndarray) -> int:
 
 
 def _dark(source: str, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
-    """A warning of images that leave more than half of 0..255 unused, such as images of 0 and 1."""
+    """A warning if the pixels leave more than half of 0..255 unused, such as pixels of 0 and 1."""
     peaks = train.max(), test.max()
     if min(peaks) >= 128:
         return ()

@@ -17,7 +17,7 @@ from mnist_exp import console
 from mnist_exp.data.dataset import DataError
 from mnist_exp.data.files import expand
 
-DOWNLOAD_SECONDS = 30  # longest silence of the server during a download
+DOWNLOAD_SECONDS = 30  # longest wait for more data during a download
 PROBE_SECONDS = 8  # longest wait for the server's first answer, name resolution included
 
 
@@ -53,7 +53,7 @@ def fetch(addresses: tuple[Address, ...], folder: Path, check: Callable[[Path], 
     Args:
         addresses: Of the files.
         folder: Made if it is missing.
-        check: Called with the folder that holds the downloaded files; raises what is wrong with them.
+        check: Called with the folder that holds the downloaded files; raises an error if they are wrong.
 
     Raises:
         DataError: If a download fails, a digest differs, or `check` raises it.

@@ -29,11 +29,11 @@ _CHUNK = 2**20  # bytes that are decompressed at a time
 
 
 class Absent(DataError):
-    """A place does not hold the files that were looked for."""
+    """A place does not contain the expected files."""
 
 
 class Loaded(NamedTuple):
-    """What a place holds.
+    """The contents of a place.
 
     Attributes:
         arrays: Training and test set.
@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
     class_names: tuple[str, ...] | None = None
 
 
-# Gets what to call the place in messages, the files to read, and one option, "" for a reader that has none.
+# Its arguments: the name of the place in messages, the files to read, and an option, which is "" without one.
 Reader = Callable[[str, Sequence[Path], str], Loaded]
 
 
@@ -83,14 +83,14 @@ def check_memory(source: str, needed: int) -> None:
 
 
 def load(reader: Reader, place: Path, paths: Sequence[Path], option: str = "") -> Loaded:
-    """Reads the files of a place, or returns what was read of them before, if they are unchanged."""
+    """Reads the files of a place, or returns the earlier result if they are unchanged."""
     with reading(place):
         # Time and size identify the content, so that a file that changed on disk is read again.
         stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
     return _read(reader, str(place), option, *stamps)
 
 
-# The runs of a sweep share what is read here. Two entries serve a sweep over two files and bound the memory.
+# The runs of a sweep share the arrays. Two entries serve a sweep over two files and bound the memory.
 @functools.lru_cache(maxsize=2)
 def _read(reader: Reader, source: str, option: str, *stamps: tuple[str, int, int]) -> Loaded:
     return reader(source, [Path(name) for name, _, _ in stamps], option)
@@ -172,7 +172,7 @@ def open_npz(path: Path, names: Mapping[str, str], stack: contextlib.ExitStack) 
 
     Args:
         path: Of the file.
-        names: The arrays' names in the file, by what to call them in messages.
+        names: the arrays' names in the file, by their names in messages.
         stack: Closes the streams.
     """
     found = npz_names(path)

@@ -1,4 +1,4 @@
-"""What `data=file` reads: which format a path names, and the arrays in it. CSV and image folders are read here."""
+"""The formats of `data=file`: finds the format of a path and reads its arrays, CSV and image folders here."""
 
 import contextlib
 import csv
@@ -246,7 +246,7 @@ def _numbers(path: Path, dtype: Any, columns: Sequence[int] | None, options: dic
 
 
 def _load(path: Path, dtype: Any, columns: Sequence[int] | None, options: dict[str, Any]) -> np.ndarray:
-    # Of a path alone NumPy would unpack archives.
+    # Given only a path, NumPy would unpack archives.
     with path.open(encoding="utf-8-sig") as stream, warnings.catch_warnings():
         warnings.simplefilter("error")  # of a file without lines
         return np.loadtxt(stream, dtype, usecols=columns, **options)
@@ -270,7 +270,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _entries(place: Path) -> list[Path]:
-    """What a folder holds, sorted, without hidden files. A link could lead anywhere, so it is refused."""
+    """The sorted entries of a folder without hidden files. A link is refused, because it could lead anywhere."""
     with os.scandir(place) as entries:
         found = [e for e in entries if not (e.name.startswith(".") or e.name.lower() in _NOT_IMAGES)]
     for entry in found:

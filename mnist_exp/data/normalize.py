@@ -1,4 +1,4 @@
-"""Brings the arrays of a user's files to those of a `Dataset`, as far as their meaning is certain.
+"""Converts the arrays of a user's files to those of a `Dataset`, if their meaning is certain.
 
 Accepted are integers, bool and floats in 0..1 or 0..255 as pixels; integers from any number on, with gaps, and texts as
 labels. Everything else is refused in one line that says what to do.
@@ -17,7 +17,7 @@ LONGEST_NAME = 100  # letters of a class name
 
 
 class Part(NamedTuple):
-    """One part of a user's data set. `where_...` are what to call the arrays in messages."""
+    """One part of a user's data set. `where_...` are names of the arrays in messages."""
 
     where_images: str
     images: np.ndarray

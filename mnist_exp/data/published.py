@@ -1,4 +1,4 @@
-"""Published data sets: where they are looked for, in which files they come, and what their classes are called."""
+"""Published data sets: their files, the places where these may be, and the names of their classes."""
 
 import contextlib
 import gzip
@@ -331,7 +331,7 @@ class _Limited(gzip.GzipFile):
     left = 2**28  # bytes
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of any stream."""
+        """Reads as any stream does."""
         content = super().read(size)
         self.left -= len(content)
         if self.left < 0:

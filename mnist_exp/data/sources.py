@@ -118,7 +118,7 @@ def cifar100(*, path: str | None = None, validation: int | float | str = 5000, s
     return _load("cifar100", published.CIFAR100, path, validation, split_seed, published.CIFAR100_CLASSES)
 
 
-def _load(  # what to call it, where it is, how to split it, its classes, and which of its splits
+def _load(  # name, path, split, classes and variant: more than six parameters
     name: str,
     described: Published,
     path: str | None,

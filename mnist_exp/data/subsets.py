@@ -14,7 +14,7 @@ FOLDS, ORDER, NOISE = 1, 2, 3  # each has a random generator of its own, so that
 
 
 class Subset(NamedTuple):
-    """What to take of a data set; None changes nothing.
+    """The part of a data set to use; None changes nothing.
 
     Attributes:
         train_size: Number (int) or share (float below 1) of training images. Classes keep their shares, and the images
@@ -40,7 +40,7 @@ def take(dataset: Dataset, subset: Subset, split_seed: int) -> Dataset:
 
     Args:
         dataset: as its source returned it. With `folds` its validation set must not be its test set.
-        subset: what to take.
+        subset: the part to use.
         split_seed: decides all draws.
 
     Returns:
@@ -82,7 +82,7 @@ def take(dataset: Dataset, subset: Subset, split_seed: int) -> Dataset:
 
 
 def stratified_order(labels: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
-    """An order of images, each beginning of which has the classes' shares of the whole, within one image a class.
+    """An order of images in which every prefix has the class shares of the whole, within one image per class.
 
     Args:
         labels: int64 (n,).
@@ -92,7 +92,7 @@ def stratified_order(labels: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
         Indices, int64 (n,).
     """
     by_class, place = _places(labels, shuffled)
-    share = (place + 0.5) / np.bincount(labels)[labels[by_class]]  # of its class that comes before it
+    share = (place + 0.5) / np.bincount(labels)[labels[by_class]]  # of its class that precedes it
     return by_class[np.lexsort((shuffled[by_class], share))]
 
 
