@@ -158,7 +158,7 @@ class RandomLayer(keras.Layer):
     """A layer that changes images by random numbers, while it trains only."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(dtype="float32")  # half precision cannot tell all values of a pixel apart
         self.generator = keras.random.SeedGenerator()
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:

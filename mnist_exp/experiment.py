@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from mnist_exp import console, provenance, scores
 from mnist_exp.config import PACKAGE, Config, identity, params, run_name, targets, to_yaml
-from mnist_exp.data import Dataset
+from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import RequestError
 from mnist_exp.provenance.modules import FOLDER, UserCode, recordable, user_code, write
 from mnist_exp.redact import redact
@@ -131,7 +131,7 @@ def run(
         log.metrics(0, final)
         epochs = len(fitted.history["train_loss"])
         console.say(console.summary_line(name, final, epochs, training.execution.name, log.run_id))
-        _write_results(log.folder, experiment, fitted, scored)
+        _write_results(log.folder, experiment, training, fitted, scored)
         log.model(
             model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(experiment.user_code.packages)
         )
@@ -281,7 +281,9 @@ def _write_origin(
     write(recordable(own)[0], folder / FOLDER)
 
 
-def _write_results(folder: Path, experiment: Experiment, fitted: "Fitted", scored: "Evaluation") -> None:
+def _write_results(
+    folder: Path, experiment: Experiment, training: "Training", fitted: "Fitted", scored: "Evaluation"
+) -> None:
     """Writes the predictions on the test set, the scores of each class, and the plots."""
     from mnist_exp.figures import run as plots
 
@@ -299,10 +301,16 @@ def _write_results(folder: Path, experiment: Experiment, fitted: "Fitted", score
             table.writerow([*(f"{value:g}" for value in row[:-1]), row[-1]])
     shown = range(min(dataset.num_classes, 12))
     of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in shown])
+    sample = Split(dataset.train.images[of_each], dataset.train.labels[of_each])
+    augmentation = training.augmentation
+    if augmentation is None:
+        samples = plots.samples(*sample, classes)
+    else:
+        samples = plots.augmented(sample, augmentation.split(sample, 0), classes)
     for name, figure in (
         ("curves", plots.curves(fitted.history, title=title, validation=validation)),
         ("confusion_matrix", plots.confusion_matrix(confusion, classes)),
         ("mistakes", plots.mistakes(dataset.test.images, labels, test_logits, classes)),
-        ("samples", plots.samples(dataset.train.images[of_each], dataset.train.labels[of_each], classes)),
+        ("samples", samples),
     ):
         figure.savefig(folder / f"{name}.png")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mnist_exp import scores
+from mnist_exp.data import Split
 from mnist_exp.figures.axes import DPI, NUMBERS, log_scale, new_figure, plain, shorten, whole_epochs
 from mnist_exp.figures.style import BLUE, GREY, VERMILLION
 
@@ -107,6 +108,25 @@ def samples(
     pairs = list(zip(labels, predictions, strict=True))
     captions = [names[true] if true == said else f"true {names[true]}, predicted {names[said]}" for true, said in pairs]
     return tiles(images, captions, [true != said for true, said in pairs])
+
+
+def augmented(before: Split, after: Split, class_names: Sequence[str]) -> Figure:
+    """Training images, each beside what the augmentation makes of it.
+
+    Args:
+        before: uint8 images (n, h, w, c) with c = 1 (grey) or 3 (RGB), integer labels (n,).
+        after: augmented images, and their labels. Mixed labels (n, k) are shares of the k classes.
+        class_names: the k names.
+    """
+    height, width, channels = before.images.shape[1:]
+    gap = np.full((len(before.images), height, max(1, width // 8), channels), 255, np.uint8)
+    names = [shorten(name, MAX_CLASS_NAME) for name in class_names]
+    captions = [names[label] for label in before.labels]
+    if after.labels.ndim == 2:
+        captions = [
+            "\n".join(f"{shares[c]:.2f} of {names[c]}" for c in np.argsort(-shares)[:2]) for shares in after.labels
+        ]
+    return tiles(np.concatenate([before.images, gap, after.images], axis=2), captions)
 
 
 def mistakes(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> Figure:

@@ -4,7 +4,9 @@ Every execution trains on the same augmented images, and a continued run on thos
 block of images the seed generators of the layers are set from (seed, epoch, block).
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ import tensorflow as tf
 from mnist_exp.data import Split
 from mnist_exp.errors import RequestError
 
-BLOCK = 8000  # images that are augmented at once: 25 MB of MNIST in float32
+BLOCK = 8000 * 28 * 28  # values that are augmented at once: 8,000 images of MNIST, 25 MB in float32
 SAMPLE = 64  # images on which the layers are checked
 TRIES = 4  # draws in which a layer that mixes labels has to do so at least once
 
@@ -50,22 +52,30 @@ class Augmentation:
                 self.mixing += (key,)
         self._apply = tf.function(self._layers_of, autograph=False)
 
-    def split(self, split: Split, epoch: int) -> Split:
+    def split(self, split: Split, epoch: int, cancelled: Callable[[], bool] = lambda: False) -> Split:
         """Augment the images of an epoch.
 
         Args:
             split: in the order in which the epoch trains on it. The labels are integers.
             epoch: from 0.
+            cancelled: asked before each block of images.
 
         Returns:
             Images, uint8 of the same shape. Labels: the same, or float32 (n, num_classes) if layers mix them.
+
+        Raises:
+            CancelledError: `cancelled` returned True.
         """
+        size = max(SAMPLE, BLOCK // math.prod(split.images.shape[1:]))
         images = np.empty_like(split.images)
         labels = np.empty((len(images), self.num_classes), np.float32) if self.mixing else split.labels.copy()
-        for number, first in enumerate(range(0, len(images), BLOCK)):
-            block = slice(first, first + BLOCK)
-            self._set_generators(epoch, number)
-            images[block], labels[block] = self._apply(*(tf.constant(part[block]) for part in split))
+        for number, first in enumerate(range(0, len(images), size)):
+            if cancelled():
+                raise CancelledError
+            block = slice(first, first + size)
+            with tf.device("CPU"):  # the training has the GPU
+                self._set_generators(epoch, number)
+                images[block], labels[block] = self._apply(*(tf.constant(part[block]) for part in split))
         return Split(images, labels)
 
     def _check_images(self, key: str, layer: keras.Layer, sample: tf.Tensor) -> None:

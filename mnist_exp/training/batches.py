@@ -1,5 +1,9 @@
 """The images of each epoch, and their batches for Keras' `fit` on one device or several."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 
 import keras
@@ -16,32 +20,56 @@ def batch_order(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(images).astype(np.int32)
 
 
-def epochs_of(train: Split, seed: int, augmentation: Augmentation | None) -> Epochs:
-    """The images of each epoch and their order. Augmented images lie in the order in which the epoch takes them."""
+@contextmanager
+def epochs_of(train: Split, seed: int, augmentation: Augmentation | None, span: range) -> Iterator[Epochs]:
+    """Yields the function from an epoch to its images and their order.
 
-    @lru_cache(maxsize=1)  # asked for by each chunk of an epoch
-    def epochs(epoch: int) -> tuple[Split, np.ndarray]:
+    Augmented images lie in the order in which the epoch takes them. A thread augments the next epoch of `span` while
+    one trains, so there are two in memory. When the context is left, the thread ends after its block of images.
+    """
+    if augmentation is None:
+        yield lru_cache(maxsize=1)(lambda epoch: (train, batch_order(seed, epoch, len(train.labels))))
+        return
+    ended = threading.Event()
+    made: dict[int, Future[tuple[Split, np.ndarray]]] = {}  # this epoch's and the next one's
+
+    def make(epoch: int) -> tuple[Split, np.ndarray]:
         order = batch_order(seed, epoch, len(train.labels))
-        if augmentation is None:
-            return train, order
         shuffled = Split(train.images[order], train.labels[order])
-        return augmentation.split(shuffled, epoch), np.arange(len(order), dtype=np.int32)
+        return augmentation.split(shuffled, epoch, ended.is_set), np.arange(len(order), dtype=np.int32)
 
-    return epochs
+    with ThreadPoolExecutor(1, "augmentation") as thread:
+
+        def begin(epoch: int) -> None:
+            if epoch in span and epoch not in made:
+                made[epoch] = thread.submit(make, epoch)
+
+        def epochs(epoch: int) -> tuple[Split, np.ndarray]:  # called by each chunk of an epoch
+            made.pop(epoch - 1, None)
+            begin(epoch)
+            found = made[epoch].result()
+            begin(epoch + 1)
+            return found
+
+        begin(span.start)  # while the programs compile
+        try:
+            yield epochs
+        finally:
+            ended.set()
 
 
 def training_batches(
-    epochs: Epochs, augmented: bool, batch_size: int, replicas: int, first_epoch: int
+    train: Split, epochs: Epochs, augmented: bool, batch_size: int, replicas: int, span: range
 ) -> tf.data.Dataset:
-    """All epochs from a first on, one after the other, as batches in the order that the device loop sees.
+    """The epochs of `span`, one after the other, as batches in the order that the device loop sees.
 
     Each batch is divided equally among the replicas: some of its images come twice, the second time with weight 0. The
     weights of the others make the loss the mean over the batch's own images, so the gradient is that of one device.
     `OwnMeans` corrects the epoch's metrics. Batch normalisation is not exact: it sees the repeated images.
+    `train` has the shapes and types of the epochs' images and labels. It is what they are if nothing is augmented.
     """
-    split, order = epochs(first_epoch)
-    images, padded_size = len(order), _multiple(batch_size, replicas)
-    pixels, labels = tf.constant(split.images), tf.constant(split.labels)
+    images, padded_size = len(train.labels), _multiple(batch_size, replicas)
+    pixels, labels = tf.constant(train.images), tf.constant(train.labels)
     places, weights = [], []
     for first in range(0, images, batch_size):
         of_batch, weight = _padded(np.arange(first, min(first + batch_size, images)), replicas)
@@ -67,7 +95,7 @@ def training_batches(
             chosen = [tf.gather(pixels, chosen[0]), tf.gather(labels, chosen[0])]
         return (*chosen, weight) if replicas > 1 else tuple(chosen)
 
-    return tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch_batches).map(gather).prefetch(2)
+    return tf.data.Dataset.range(span.start, span.stop).flat_map(epoch_batches).map(gather).prefetch(2)
 
 
 def validation_batches(split: Split, replicas: int) -> tf.data.Dataset:

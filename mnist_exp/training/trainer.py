@@ -154,17 +154,18 @@ class _Feed(NamedTuple):
 @contextmanager
 def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch: int) -> Iterator[_Feed]:
     train, validation, batch_size = dataset.train, dataset.validation, training.batch_size
-    images, xla = len(train.labels), training.execution.xla
-    epochs = epochs_of(train, training.seed, training.augmentation)
-    if training.augmentation is not None and training.augmentation.mixing:
+    images, xla, augmentation = len(train.labels), training.execution.xla, training.augmentation
+    if augmentation is not None and augmentation.mixing:
         train, validation = (soft(split, dataset.num_classes) for split in (train, validation))
-    if training.execution.name == "resident":
-        cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
-        with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
-            numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
-            yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
-    else:
-        replicas = model.distribute_strategy.num_replicas_in_sync
-        batches = training_batches(epochs, training.augmentation is not None, batch_size, replicas, first_epoch)
-        means = [OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
-        yield _Feed(model, batches, -(-images // batch_size), validation_batches(validation, replicas), 0.0, means)
+    span = range(first_epoch, training.epochs)
+    with epochs_of(dataset.train, training.seed, augmentation, span) as epochs:
+        if training.execution.name == "resident":
+            cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
+            with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
+                numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
+                yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
+        else:
+            replicas = model.distribute_strategy.num_replicas_in_sync
+            batches = training_batches(train, epochs, augmentation is not None, batch_size, replicas, span)
+            means = [OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
+            yield _Feed(model, batches, -(-images // batch_size), validation_batches(validation, replicas), 0.0, means)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from mnist_exp.data import Split
 from mnist_exp.figures import run as plots
 
 HISTORY = {
@@ -214,6 +215,19 @@ def test_a_caption_stands_above_its_image_and_within_the_figure():
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert all(0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height for box in boxes)
     assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
+
+
+def test_augmented_images_stand_beside_their_originals_and_mixed_labels_are_named():
+    before, shares = Split(images(2), np.array([1, 0])), np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
+    plain = plots.augmented(before, Split(255 - before.images, before.labels), ("a", "b"))
+    mixed = plots.augmented(before, Split(255 - before.images, shares), ("a", "b"))
+    assert texts(plain) == ["b", "a"]
+    assert texts(mixed) == ["0.75 of b\n0.25 of a", "1.00 of a\n0.00 of b"]
+    canvas = np.asarray(plain.axes[0].images[0].get_array())
+    pair = canvas[-31:-3, -62:-3].reshape(28, 59)  # two images, and 3 white pixels between and behind them
+    np.testing.assert_array_equal(pair[:, :28], before.images[1, ..., 0])
+    np.testing.assert_array_equal(pair[:, 31:], 255 - pair[:, :28])
+    assert png(mixed)
 
 
 def test_samples_name_wrong_predictions_in_another_colour():

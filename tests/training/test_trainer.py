@@ -4,16 +4,18 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnist_exp import losses, models, schedules
+from mnist_exp import augment, losses, models, schedules
 from mnist_exp.errors import RequestError
 from mnist_exp.models import layers
-from mnist_exp.training import batches, device_loop, devices, evaluation, trainer
+from mnist_exp.training import augmentation, batches, device_loop, devices, evaluation, trainer
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.callbacks import Diverged, early_stopping, not_resumable, weights_digest
 from mnist_exp.training.trainer import Execution
@@ -331,11 +333,13 @@ def test_keras_callbacks_work_behind_the_compiled_loop(tmp_path):
 
 
 def rotation():
-    layers = {"turn": keras.layers.RandomRotation(0.1), "move": keras.layers.RandomTranslation(0.1, 0.1)}
+    keras.config.set_dtype_policy("float32")  # as `build_augmentation` does
+    layers = {"turn": keras.layers.RandomRotation(0.1), "move": augment.shift(pixels=2.0)}  # of Keras, and by OpenCV
     return Augmentation(layers, 3, small().train.images, 10)
 
 
 def mixed():
+    keras.config.set_dtype_policy("float32")
     return Augmentation({"mix": keras.layers.MixUp(0.4)}, 3, small().train.images, 10)
 
 
@@ -351,6 +355,54 @@ def test_every_execution_trains_on_the_same_augmented_images(augmentation):
     for ours, keras_own, other in zip(resident[1], plain[1], without[1], strict=True):
         np.testing.assert_allclose(ours, keras_own, atol=1e-5)
         assert np.abs(ours - other).max() > 1e-3  # it changes the training
+
+
+def augmenting():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("augmentation")]
+
+
+@pytest.mark.parametrize("execution", [RESIDENT, KERAS], ids=["resident", "keras"])
+def test_the_next_epoch_is_augmented_while_one_trains_and_no_thread_stays(execution, monkeypatch):
+    begun, seen = [], []
+
+    def noting(self, split, epoch, cancelled):
+        begun.append(epoch)
+        return one_epoch(self, split, epoch, cancelled)
+
+    def stop(epoch, metrics, weights):
+        seen.append((epoch, augmenting(), max(begun)))
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    one_epoch = Augmentation.split
+    monkeypatch.setattr(Augmentation, "split", noting)
+    training = trainer.Training(
+        losses.cross_entropy(10), keras.optimizers.SGD(0.1), 6, 64, 0, execution, rotation(), {}, None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(mlp(), small(200), training, on_epoch=stop)
+    assert [(epoch, len(threads)) for epoch, threads, _ in seen] == [(1, 1), (2, 1)]
+    assert all(epoch in (last, last - 1) for epoch, _, last in seen)  # Keras fetches two batches of the next epoch
+    assert augmenting() == []
+
+
+def test_an_augmentation_that_is_no_longer_needed_stops_at_its_block(monkeypatch):
+    monkeypatch.setattr(augmentation, "BLOCK", 0)  # 64 images
+    blocks, train, stopped = [], small(1000).train, threading.Event()
+    made = rotation()
+
+    def applied(*block):
+        blocks.append(block)
+        stopped.wait(10)
+        return block
+
+    monkeypatch.setattr(made, "_apply", applied)
+    with batches.epochs_of(train, 0, made, range(3)):
+        while not blocks:
+            time.sleep(0.01)
+        threading.Timer(0.2, stopped.set).start()
+    assert len(blocks) == 1
+    assert augmenting() == []
 
 
 class SmoothedLoss(keras.losses.Loss):
@@ -507,20 +559,24 @@ def test_clipping_by_norm_on_several_devices_is_refused():
 MIRRORED = """
 import contextlib, json, sys
 import numpy as np, keras
-from mnist_exp import models
+from mnist_exp import augment, models
 from mnist_exp.losses import cross_entropy
 from mnist_exp.training import devices, trainer
+from mnist_exp.training.augmentation import Augmentation
 from tests.helpers.digits import small
 choice, folder = sys.argv[1:]
 strategy = devices.configure(choice, 2)
-for layers in ("plain", "bn"):
+for layers in ("plain", "bn", "augmented"):
     devices.fresh_session(0, "float32")
     with strategy.scope() if strategy else contextlib.nullcontext():
         options = {"activation": "relu", "dropout": 0.0, "batch_norm": layers == "bn"}
         model = models.mlp((28, 28, 1), 10, hidden=[32], **options)
         optimizer = keras.optimizers.SGD(0.05)
     execution = trainer.choose_execution("auto", model, strategy.num_replicas_in_sync if strategy else 1, gpu=False)
-    fitted = trainer.fit(model, small(), trainer.Training(cross_entropy(10), optimizer, 2, 64, 0, execution))
+    parts = {"move": augment.shift(pixels=2.0), "mix": keras.layers.MixUp(0.4)}
+    augmentation = Augmentation(parts, 0, small().train.images, 10) if layers == "augmented" else None
+    training = trainer.Training(cross_entropy(10), optimizer, 2, 64, 0, execution, augmentation)
+    fitted = trainer.fit(model, small(), training)
     model.export(f"{folder}/{layers}", verbose=False)
     np.savez(f"{folder}/{layers}.npz", *model.get_weights())
     print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
@@ -643,11 +699,11 @@ def one_and_two_devices(tmp_path_factory):
         command = [sys.executable, "-c", MIRRORED, choice, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
         assert done.returncode == 0, done.stderr
-        found.append((folder, [json.loads(line) for line in done.stdout.splitlines()[-2:]]))
+        found.append((folder, [json.loads(line) for line in done.stdout.splitlines()[-3:]]))
     return found
 
 
-@pytest.mark.parametrize(("run", "layers"), [(0, "plain"), (1, "bn")], ids=["plain", "batch_norm"])
+@pytest.mark.parametrize(("run", "layers"), list(enumerate(["plain", "bn", "augmented"])))
 def test_two_devices_end_with_the_weights_of_one(one_and_two_devices, run, layers):
     (one, said_one), (two, said_two) = one_and_two_devices
     assert said_one[run][:2] == ["resident", "cpu"]
