@@ -60,11 +60,12 @@ def fetch(addresses: tuple[Address, ...], folder: Path, check: Callable[[Path], 
     """
     url = addresses[0].url
     try:
-        with _scratch(folder) as scratch:
+        with _scratch(folder.parent) as scratch:
             for address in addresses:
                 url = address.url
                 _fetch_one(address, scratch / address.name)
             check(scratch)
+            folder.mkdir(exist_ok=True)
             for address in addresses:
                 (scratch / address.name).replace(folder / address.name)
     except (OSError, http.client.HTTPException, DataError) as error:
@@ -72,10 +73,10 @@ def fetch(addresses: tuple[Address, ...], folder: Path, check: Callable[[Path], 
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder of its own beside the final files, so that moving them is atomic."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(".part", dir=folder))
+def _scratch(beside: Path) -> Iterator[Path]:
+    """A new folder in the file system of the final files, so that moving them is atomic."""
+    beside.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(".part", dir=beside))
     try:
         yield scratch
     finally:

@@ -81,7 +81,7 @@ def test_four_files_are_downloaded(small_fashion, tmp_path, monkeypatch, capsys)
         DataError, match=r"train-images-idx3-ubyte\.gz failed: its MD5 digest is [0-9a-f]{32}, the publ"
     ):
         data.kmnist()
-    assert list((tmp_path / "keras" / "datasets" / "kmnist").iterdir()) == []
+    assert [path.name for path in cache.parent.iterdir()] == ["fashion-mnist"]
 
 
 @pytest.mark.mnist
