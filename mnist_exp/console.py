@@ -219,6 +219,6 @@ def print_traceback(error: BaseException) -> None:
 def warn_no_mnist(used: str) -> None:
     """Warn that data=auto found only a part of MNIST."""
     Console(stderr=True, highlight=False).print(
-        f"[bold black on yellow] MNIST is neither on this machine nor can it be downloaded: data={used} instead [/]\n"
-        "Put mnist.npz into a folder and name that in MNIST_EXP_DATA, or say data=mnist to insist on it.",
+        f"[bold black on yellow] MNIST is neither on this machine nor can it be downloaded: data={used} [/]\n"
+        "That is a part of it. For all of it, put mnist.npz into a folder and name that in MNIST_EXP_DATA.",
     )
