@@ -91,27 +91,19 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figur
     return figure
 
 
-def samples(
-    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], predictions: np.ndarray | None = None
-) -> Figure:
-    """Images with the names of their classes, and with the predicted class where it differs.
+def samples(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Images with the names of their classes.
 
     Args:
         images: uint8 (n, h, w, c) with c = 1 (grey) or 3 (RGB).
         labels: true classes (n,).
         class_names: the k names.
-        predictions: predicted classes (n,).
     """
-    names = [shorten(name, MAX_CLASS_NAME) for name in class_names]
-    if predictions is None:
-        return tiles(images, [names[label] for label in labels])
-    pairs = list(zip(labels, predictions, strict=True))
-    captions = [names[true] if true == said else f"true {names[true]}, predicted {names[said]}" for true, said in pairs]
-    return tiles(images, captions, [true != said for true, said in pairs])
+    return tiles(images, [shorten(class_names[label], MAX_CLASS_NAME) for label in labels])
 
 
 def augmented(before: Split, after: Split, class_names: Sequence[str]) -> Figure:
-    """Training images, each beside what the augmentation makes of it.
+    """Training images, each beside the same image after the augmentation.
 
     Args:
         before: uint8 images (n, h, w, c) with c = 1 (grey) or 3 (RGB), integer labels (n,).
@@ -289,13 +281,12 @@ def _number_cells(axes: Axes, confusion: np.ndarray, dark: np.ndarray) -> None:
         axes.annotate(rate, (1, row), (6, 0), xycoords=axes.get_yaxis_transform(), va="center", **beside)
 
 
-def tiles(images: np.ndarray, captions: Sequence[str], wrong: Sequence[bool] = (), title: str = "") -> Figure:
+def tiles(images: np.ndarray, captions: Sequence[str], title: str = "") -> Figure:
     """Images in a grid, each with a caption above it.
 
     Args:
         images: uint8 (n, h, w, c) with c = 1 (grey) or 3 (RGB).
         captions: n texts with equal numbers of lines.
-        wrong: n flags; True colours the caption. Without any flag no caption is coloured.
         title: title of the figure, or its only text if there are no images.
     """
     if not captions:
@@ -329,7 +320,6 @@ def tiles(images: np.ndarray, captions: Sequence[str], wrong: Sequence[bool] = (
             ha="center",
             va="bottom",
             fontsize=size,
-            color=VERMILLION if wrong and wrong[place] else "black",
             parse_math=False,
         )
     figure.text(0.5, 1 - 0.1 / paper_height, title, ha="center", va="top", fontsize=FONT)

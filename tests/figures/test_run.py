@@ -230,13 +230,6 @@ def test_augmented_images_stand_beside_their_originals_and_mixed_labels_are_name
     assert png(mixed)
 
 
-def test_samples_name_wrong_predictions_in_another_colour():
-    figure = plots.samples(images(2), np.array([4, 9]), "0123456789", np.array([4, 7]))
-    right, wrong = figure.axes[0].texts
-    assert (right.get_text(), wrong.get_text()) == ("4", "true 9, predicted 7")
-    assert right.get_color() != wrong.get_color()
-
-
 def test_a_figure_without_samples_has_a_text():
     figure = plots.samples(images(0), np.zeros(0, int), "01")
     assert texts(figure) == ["no images"]
