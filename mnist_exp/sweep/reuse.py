@@ -11,9 +11,12 @@ from mnist_exp.experiment import Experiment
 
 
 def take_finished(experiment: Experiment, store: Any, number: int) -> Mapping[str, float] | None:
-    """Metrics of a finished run of the same identity, which becomes the sweep's n-th; None: the job has to train.
+    """Makes a finished run with this identity the result of the sweep's n-th job.
 
-    One query a job, 10 ms however many runs the store has. So every job sees the runs that others finished meanwhile.
+    Each job asks the store anew, which takes 10 ms, because other jobs finish meanwhile.
+
+    Returns:
+        The run's metrics; None if there is no such run, so that the job must train.
     """
     from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
