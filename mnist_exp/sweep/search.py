@@ -83,7 +83,9 @@ def _axis(override: Override) -> Axis:
     key, sweep = override.get_key_element(), cast(Any, override.value())
     tags: set[str] = getattr(sweep, "tags", set())
     if tags - {"log"} or (tags and not override.is_interval_sweep()):
-        raise RequestError(f"{override.input_line}: the only tag of a search is log, for an interval")
+        raise RequestError(
+            f"{override.input_line}: the only tag of a search is log, for an interval; tags pair values in a grid"
+        )
     if override.is_interval_sweep():
         low, high = sweep.start, sweep.end
         if not low < high or (tags and low <= 0):
