@@ -44,7 +44,7 @@ def group_options(group):
     for path in paths:
         text = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
         lines.append(f"- `{group}={path.stem}`: {text[0].removeprefix('# ')}")
-        if group in ("experiment", "sweep"):  # they set keys of other groups
+        if group in ("experiment", "sweep", "debug"):  # they set keys of other groups
             continue
         under = ""  # options of lists have their keys under one of their own
         for line in text[1:]:
