@@ -216,8 +216,9 @@ def print_traceback(error: BaseException) -> None:
     say(redact("".join(traceback.format_exception(error))).rstrip("\n"), sys.stderr)
 
 
+@functools.cache
 def warn_no_mnist(used: str) -> None:
-    """Warn that data=auto found only a part of MNIST."""
+    """Warn, once in a process, that data=auto found only a part of MNIST."""
     Console(stderr=True, highlight=False).print(
         f"[bold black on yellow] MNIST is neither on this machine nor can it be downloaded: data={used} [/]\n"
         "That is a part of it. For all of it, put mnist.npz into a folder and name that in MNIST_EXP_DATA.",

@@ -65,8 +65,8 @@ def _train(config: Config) -> float | list[float]:
     with _given_folder():
         if config.resume is not None:
             config, overrides = resumed(config, overrides)
-        if is_auto(config) and (option := resolve_data(config)) != "mnist":
-            console.warn_no_mnist(option)
+        if is_auto(config):
+            resolve_data(config)
         dataset = load(config)
         from mnist_exp import tracking
 

@@ -1,6 +1,7 @@
 """The cache of Keras, and downloads into it."""
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import os
@@ -94,8 +95,9 @@ def _fetch_one(address: Address, path: Path) -> None:
             raise DataError(f"its MD5 digest is {found}, the published one is {address.md5}")
 
 
+@functools.cache  # the jobs of a sweep ask alike
 def answers(address: Address) -> bool:
-    """Whether the server of a file answers."""
+    """Whether the server of a file answers; a process asks once."""
     answered = threading.Event()
 
     def knock() -> None:

@@ -87,8 +87,15 @@ def is_auto(config: Config) -> bool:
 
 
 def resolve_data(config: Config) -> str:
-    """Replaces `data=auto` by the data set that is available; returns the name of its option."""
-    option = config.sweep.data or resolve_auto(config.data.get("path"))
+    """Replaces `data=auto` by the data set that is available; returns the name of its option.
+
+    The jobs of a sweep get the answer, and the warning is printed, where the sweep begins.
+    """
+    option = config.sweep.data
+    if option is None:
+        option = resolve_auto(config.data.get("path"))
+        if option != "mnist":
+            console.warn_no_mnist(option)
     node = dict(OmegaConf.load(CONF_DIR / "data" / f"{option}.yaml"))
     kept = {*node, *Subset._fields}
     given = {key: value for key, value in config.data.items() if key in kept and value is not None}

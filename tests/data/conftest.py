@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_exp.data import published
+from mnist_exp.data import download, published
 from tests.helpers.data_files import offline
 
 
@@ -14,5 +14,6 @@ def isolated(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     if "mnist" not in request.keywords:
         monkeypatch.delenv("MNIST_EXP_DATA", raising=False)
+    download.answers.cache_clear()
     monkeypatch.setattr(published, "DEBIAN", tmp_path / "debian")
     monkeypatch.setattr(urllib.request, "urlopen", offline)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_exp import data
+from mnist_exp import console, data
 from mnist_exp.config import check
 from mnist_exp.data import DataError, dataset, download, files, published
 from mnist_exp.sweep import jobs
@@ -251,13 +251,26 @@ def test_auto_is_mnist_when_at_hand_or_within_reach(
     small_mnist: Arrays, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert data.resolve_auto() == "mnist5k"
+    download.answers.cache_clear()
     monkeypatch.setattr(urllib.request, "urlopen", served(b""))
     assert data.resolve_auto() == "mnist"
     monkeypatch.setattr(urllib.request, "urlopen", offline)
+    download.answers.cache_clear()
     write_npz(cache, small_mnist)
     assert data.resolve_auto() == "mnist"
     cache.write_bytes(b"cut")
     assert data.resolve_auto() == "mnist5k"
+
+
+def test_a_sweep_decides_once_what_auto_means_and_warns_once(capsys: pytest.CaptureFixture[str]) -> None:
+    console.warn_no_mnist.cache_clear()
+    configs = [check(composed("data=auto", f"seed={seed}")) for seed in (0, 1)]
+    assert [jobs.resolve_data(config) for config in configs] == ["mnist5k"] * 2
+    assert capsys.readouterr().err.count("data=mnist5k") == 1
+    assert configs[0].data["_target_"] == "mnist_exp.data.mnist5k"
+    console.warn_no_mnist.cache_clear()  # as in the process of a job, which gets the answer
+    assert jobs.resolve_data(check(composed("data=auto", "sweep.data=mnist5k"))) == "mnist5k"
+    assert capsys.readouterr().err == ""
 
 
 def test_auto_does_not_wait_for_a_hanging_name_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,7 +571,7 @@ def test_a_class_that_validation_takes_whole_is_warned_of(tmp_path: Path) -> Non
 # What is tried within the memory that Python and NumPy take, and 100 MB.
 IN_LITTLE_MEMORY = """
 import resource, sys
-from mnist_exp import data
+from mnist_exp import console, data
 
 data.file(path=sys.argv[1])
 with open("/proc/self/statm") as sizes:
