@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,7 +15,6 @@ from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError, first_line
 from mnist_exp.models import Shape, check
 from mnist_exp.training.augmentation import Augmentation
-from mnist_exp.training.callbacks import early_stopping
 from mnist_exp.training.evaluation import Scores
 
 TAKEN = {"loss", "accuracy", "calibration_error"}  # scores that every run has
@@ -114,21 +114,18 @@ def build_augmentation(config: Config, dataset: Dataset) -> Augmentation | None:
         keras.config.set_dtype_policy(policy)
 
 
-def build_callbacks(config: Config) -> dict[str, keras.callbacks.Callback]:
-    """The callbacks of `callbacks` by their keys, and early stopping where the trainer's keys ask for it.
+def build_callbacks(config: Config, folder: Path) -> dict[str, keras.callbacks.Callback]:
+    """The callbacks of `callbacks` by their keys. Those that take `folder` may write files there.
 
     Raises:
         RequestError: a target returns no Keras callback.
     """
-    callbacks = {key: build(node) for key, node in config.callbacks.items()}
+    callbacks = {key: build(node, folder=folder) for key, node in config.callbacks.items()}
     for key, callback in callbacks.items():
         if not isinstance(callback, keras.callbacks.Callback):
             raise RequestError(
                 f"callbacks.{key}._target_ must return a keras.callbacks.Callback, got {type(callback).__name__}"
             )
-    settings = config.trainer
-    if settings.early_stopping is not None:
-        callbacks["trainer.early_stopping"] = early_stopping(settings.early_stopping, settings.patience)
     return callbacks
 
 

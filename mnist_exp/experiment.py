@@ -127,11 +127,13 @@ def run(
         _describe(log, model, training.execution)
         fitted = _fit(experiment, model, training, log, on_epoch)
         scored, final, failure = _score(experiment, model, fitted, further)
+        final |= _suggested(training)
         # Before anything is written or sent that may fail.
         log.metrics(0, final)
         epochs = len(fitted.history["train_loss"])
         console.say(console.summary_line(name, final, epochs, training.execution.name, log.run_id))
         _write_results(log.folder, experiment, training, fitted, scored)
+        _write_range_test(log.folder, name, training)
         log.model(
             model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(experiment.user_code.packages)
         )
@@ -171,7 +173,7 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
     model = builders.build_model(config.model, dataset.image_shape, dataset.num_classes)
     steps = settings.epochs * -(-len(dataset.train.labels) // settings.batch_size)
     on_gpu = experiment.factors["device"] != "cpu"
-    callbacks = builders.build_callbacks(config)
+    callbacks = builders.build_callbacks(config, log.folder)
     unsaved = not_resumable(callbacks)
     if unsaved and settings.checkpoint:
         log.tags({"resume.exact": "false"})
@@ -314,3 +316,25 @@ def _write_results(
         ("samples", samples),
     ):
         figure.savefig(folder / f"{name}.png")
+
+
+def _suggested(training: "Training") -> dict[str, float]:
+    """The metric of a range test of the learning rate, if there was one."""
+    from mnist_exp.training.callbacks import range_test
+
+    test = range_test(training.callbacks)
+    return {} if test is None else {"suggested_learning_rate": test.suggestion()}
+
+
+def _write_range_test(folder: Path, name: str, training: "Training") -> None:
+    """Draw and print what a range test of the learning rate found, if there was one."""
+    from mnist_exp.figures import run as plots
+    from mnist_exp.training.callbacks import range_test
+
+    if (test := range_test(training.callbacks)) is None:
+        return
+    rate = test.suggestion()
+    table = np.column_stack([test.rates, test.losses])
+    np.savetxt(folder / "lr_range.csv", table, "%g", ",", header="learning_rate,train_loss", comments="")
+    plots.lr_range(test.rates, test.losses, rate, title=name).savefig(folder / "lr_range.png")
+    console.say(f"{name}: suggests optimizer.learning_rate={rate:.2g}, see the artifact lr_range.png")

@@ -45,6 +45,11 @@ def one_cycle(
     return _rise_and_fall(learning_rate, total_steps, warmup, start, final)
 
 
+def lr_range(learning_rate: float, total_steps: int, *, lowest: float) -> LearningRateSchedule:
+    """Rises exponentially from `lowest` times the base rate at the first step to the base rate at the last."""
+    return ExponentialDecay(learning_rate * lowest, max(1, total_steps - 1), 1 / lowest)
+
+
 def _rise_and_fall(
     learning_rate: float, total_steps: int, warmup: float, start: float, final: float
 ) -> LearningRateSchedule:

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mnist_exp import commands, console
-from mnist_exp.config import CONF_DIR, Config, SweepConfig, check, explain, run_name
+from mnist_exp.config import CONF_DIR, REPLACED, Config, SweepConfig, check, explain, run_name
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError, first_line
 from mnist_exp.experiment import prepare, run
 from mnist_exp.reproduction.record import resumed
@@ -127,6 +127,9 @@ def _arguments(given: list[str]) -> list[str]:
     options, overrides = list(given), parser.parse_intermixed_args(given).overrides
     for override in overrides:
         options.remove(override)
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in REPLACED:
+            raise RequestError(f"{key} is no key any more; write callbacks=early_stopping {REPLACED[key]}={value}")
     return [*overrides, *options]
 
 

@@ -34,6 +34,10 @@ def test_exponential():
     assert rates(schedules.exponential(0.1, 100, final=0.01), 0, 50, 100) == pytest.approx([0.1, 0.01, 0.001])
 
 
+def test_lr_range_reaches_the_base_rate_at_the_last_step():
+    assert rates(schedules.lr_range(10.0, 101, lowest=1e-4), 0, 50, 100) == pytest.approx([0.001, 0.1, 10.0], rel=1e-5)
+
+
 def test_step():
     schedule = schedules.step(0.1, 100, drops=[0.5, 0.75], factor=0.1)
     assert rates(schedule, 0, 50, 51, 75, 76, 100) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])

@@ -46,7 +46,7 @@ def show(uri: str, run: RunInfo) -> Iterator[Block]:
     yield Text(f"run {run.run_id} in {uri}")
     tags = [f"{key}={value}" for key, value in sorted(run.tags.items()) if not key.startswith(HIDDEN)]
     yield Text("tags: " + ", ".join(tags))
-    yield Text("changed from the defaults: " + (", ".join(unlike_defaults(run.params)) or "nothing"))
+    yield Text("changed from the defaults: " + (", ".join(unlike_defaults(current_params(run.params))) or "nothing"))
     curves = {name: tracking.curve(uri, run.run_id, name) for name in CURVES if name in run.metrics}
     rows = [
         [name, sparkline(list(points.values())), *(f"{points[epoch]:.4g}" for epoch in (min(points), max(points)))]

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.config.rules import rule_of
-from mnist_exp.config.schema import ARGUMENTS
+from mnist_exp.config.schema import ARGUMENTS, REPLACED
 from mnist_exp.errors import first_line
 
 # Hydra's advice on an option of a group applies to a YAML file, or is itself refused.
@@ -41,7 +41,9 @@ def explain(error: Exception) -> str:
         else:
             lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
         if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
-            lines.append("its keys: " + ", ".join(sorted(map(str, cause.parent_node))))
+            within = str(cause.full_key or "").rpartition(".")[0]
+            keys = sorted(key for key in map(str, cause.parent_node) if f"{within}.{key}" not in REPLACED)
+            lines.append("its keys: " + ", ".join(keys))
         elif cause.full_key and (rule := rule_of(cause.full_key)):
             lines.append(f"it must be {rule.says}")
     return "; ".join(lines)

@@ -10,7 +10,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.config.hydra_errors import explain
 from mnist_exp.config.rules import rule_in, rule_of
-from mnist_exp.config.schema import ARGUMENTS, CONF_DIR, LISTS, OFFERED, READ, Config, ConfigError, flatten, nodes
+from mnist_exp.config.schema import (
+    ARGUMENTS,
+    CONF_DIR,
+    LISTS,
+    OFFERED,
+    READ,
+    Config,
+    ConfigError,
+    LoggedConfig,
+    flatten,
+    nodes,
+    today,
+)
 from mnist_exp.config.targets import Signature, is_ours, signature, subset
 from mnist_exp.data import DataError, Subset, check_validation
 
@@ -28,8 +40,9 @@ def check(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    if not isinstance(config, Config):
+    if not isinstance(config, LoggedConfig):
         raise ConfigError("the config must have `schema` first in its defaults list, see conf/train.yaml")
+    config = today(config)
     if config.augment == {"_target_": None}:  # as earlier versions logged no augmentation
         config.augment = {}
     mistakes = list(_mistakes(config))
@@ -69,6 +82,7 @@ def _mistakes(config: Config) -> Iterator[str]:
         except DataError as error:
             yield str(error)
     yield from _fold_mistakes(config.data)
+    yield from _unfit_callbacks(config)
     if config.trainer.execution == "resident" and ":" in config.trainer.devices:
         yield f"trainer.execution=resident runs on one device, got trainer.devices={config.trainer.devices}"
 
@@ -87,6 +101,24 @@ def _fold_mistakes(node: Any) -> Iterator[str]:
         yield f"data.fold must be between 0 and {folds - 1} with data.folds={folds}, got {fold}"
     if folds is not None and node.get("validation") == "test":
         yield "data.folds validates on parts of the training images, got data.validation=test"
+
+
+def _unfit_callbacks(config: Config) -> Iterator[str]:
+    """Callbacks that need another schedule, or of which two decide on the final weights."""
+    callbacks = {place: node for group, place, node in nodes(config) if group == "callbacks" and isinstance(node, dict)}
+    schedule = config.schedule.get("_target_") if isinstance(config.schedule, dict) else None
+    deciding = ["optimizer.use_ema"] if isinstance(config.optimizer, dict) and config.optimizer.get("use_ema") else []
+    for place, node in callbacks.items():
+        target = str(node.get("_target_"))
+        for suffix, needed in (("ReduceLROnPlateau", "constant"), ("callbacks.lr_range", "lr_range")):
+            if target.endswith(suffix) and is_ours(node) and schedule != f"mnist_exp.schedules.{needed}":
+                yield f"{place} needs schedule={needed}, got {schedule}"
+        if target == "mnist_exp.training.callbacks.swa" or (
+            target == "keras.callbacks.EarlyStopping" and node.get("restore_best_weights")
+        ):
+            deciding.append(place)
+    if len(deciding) > 1 and any(n.get("_target_") == "mnist_exp.training.callbacks.swa" for n in callbacks.values()):
+        yield f"{' and '.join(deciding)} decide on the final weights: choose one of them"
 
 
 def _extras(node: Any, prefix: str = "") -> Iterator[str]:

@@ -66,6 +66,8 @@ _TEXT = Rule(
     "text of 1 to 200 printable characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()
 )
 
+_MONITOR = _choice("val_loss", "val_accuracy")
+
 # fmt: off
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid",
                "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "squareplus", "linear")
@@ -90,7 +92,6 @@ RULES: dict[str, Rule] = {
     "sweep.preflight": _choice("first", "only"),
     "epochs": _COUNT,
     "batch_size": _COUNT,
-    "patience": _COUNT,
     "threads": _optional(_integer(1, MAX_THREADS)),
     "execution": _choice("auto", "resident", "keras"),
     "devices": Rule(
@@ -98,7 +99,6 @@ RULES: dict[str, Rule] = {
         lambda v: isinstance(v, str) and re.fullmatch(r"auto|(cpu|gpu)(:([2-9]|[1-9]\d))?", v) is not None,
     ),
     "precision": _choice("float32", "mixed_bfloat16", "mixed_float16"),
-    "early_stopping": _optional(_choice("val_loss", "val_accuracy")),
     "hidden": _list_of(_COUNT),
     "filters": Rule("a list of at least one whole number, each at least 1", lambda v: v and _list_of(_COUNT).holds(v)),
     "width": _COUNT,
@@ -138,6 +138,20 @@ RULES: dict[str, Rule] = {
         lambda v: v in (None, "balanced") or _list_of(_NOT_NEGATIVE).holds(v),
     ),
     "gamma": _NOT_NEGATIVE,
+    "keras.callbacks.EarlyStopping.monitor": _MONITOR,
+    "keras.callbacks.EarlyStopping.patience": _COUNT,
+    "keras.callbacks.EarlyStopping.min_delta": _NOT_NEGATIVE,
+    "keras.callbacks.EarlyStopping.restore_best_weights": _BOOLEAN,
+    "keras.callbacks.ReduceLROnPlateau.monitor": _MONITOR,
+    "keras.callbacks.ReduceLROnPlateau.factor": _number("above 0, below 1", lambda v: 0 < v < 1),
+    "keras.callbacks.ReduceLROnPlateau.patience": _COUNT,
+    "keras.callbacks.ReduceLROnPlateau.min_delta": _NOT_NEGATIVE,
+    "keras.callbacks.ReduceLROnPlateau.cooldown": _integer(0),
+    "keras.callbacks.ReduceLROnPlateau.min_lr": _NOT_NEGATIVE,
+    "mnist_exp.training.callbacks.swa.start": _SHARE_BELOW_1,
+    "mnist_exp.training.callbacks.tensorboard.histograms": _BOOLEAN,
+    "mnist_exp.training.callbacks.lr_range.points": _integer(10),
+    "lowest": _number("above 0, below 1", lambda v: 0 < v < 1),
     "mnist_exp.scores.top_k.k": _COUNT,
     "mnist_exp.scores.calibration.bins": _COUNT,
     "beta_2_decay": _number("below 0", lambda v: float("-inf") < v < 0),

@@ -31,8 +31,6 @@ class TrainerConfig:
     devices: str = MISSING
     threads: int | None = MISSING
     precision: str = MISSING
-    early_stopping: str | None = MISSING
-    patience: int = MISSING
     checkpoint: bool = MISSING
     profile: bool = MISSING
 
@@ -95,13 +93,53 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
+@dataclass
+class LoggedTrainerConfig(TrainerConfig):
+    """With the keys that earlier versions had, so that the configs that they logged compose."""
+
+    early_stopping: str | None = None
+    patience: int = 3
+
+
+@dataclass
+class LoggedConfig(Config):
+    """A config of any version. `today` makes it one of this version."""
+
+    trainer: LoggedTrainerConfig = MISSING
+
+
+# Keys of earlier versions, and the keys that replace them.
+REPLACED = {
+    "trainer.early_stopping": "callbacks.early_stopping.monitor",
+    "trainer.patience": "callbacks.early_stopping.patience",
+}
+
+
+def today(logged: LoggedConfig) -> Config:
+    """The config with early stopping as a callback, where earlier versions had it in the trainer."""
+    config, trainer = Config(), TrainerConfig()
+    given = dict(vars(logged.trainer))  # also the keys that `+` added, which `check` will refuse
+    monitor, patience = given.pop("early_stopping"), given.pop("patience")
+    vars(trainer).update(given)
+    vars(config).update(vars(logged), trainer=trainer)
+    if monitor is not None:
+        config.callbacks = {**config.callbacks, "early_stopping": early_stopping(monitor, patience)}
+    return config
+
+
+def early_stopping(monitor: str, patience: Any) -> dict[str, Any]:
+    """The option `callbacks=early_stopping`, as `trainer.early_stopping` meant it."""
+    target = {"_target_": "keras.callbacks.EarlyStopping", "monitor": monitor, "patience": patience}
+    return {**target, "min_delta": 0.0, "restore_best_weights": True}
+
+
 def run_name(config: Config | DictConfig) -> str:
     """The name of a config's run; its seed and its fold tell it apart from the config's other runs."""
     fold = config.data.get("fold")
     return f"{config.name}-s{config.seed}" + (f"-f{fold}" if type(fold) is int else "")
 
 
-ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="schema", node=LoggedConfig)
 
 # Groups, and the arguments that a run passes to their targets before the config's own keys.
 ARGUMENTS: dict[str, tuple[str, ...]] = {

@@ -23,6 +23,7 @@ from mnist_exp.config import (
     LOGGED_DEFAULTS,
     Config,
     ConfigError,
+    LoggedConfig,
     SweepConfig,
     check,
     explain,
@@ -38,7 +39,7 @@ MAX_INTEGER = 2**31 - 1  # TensorFlow counts in 32 bits
 ADVICE = "--trust runs it if you know where it comes from"
 # No optimizer or schedule by itself.
 _BASES = {"LearningRateSchedule", "LossScaleOptimizer", "MultiOptimizer", "Optimizer", "OptimizerMap"}
-_RETURNS = {"data": "Dataset", "scores": "dict[str, float]"}
+_RETURNS = {"data": "Dataset", "callbacks": "keras.callbacks.Callback", "scores": "dict[str, float]"}
 _KERAS = {
     "optimizer": "optimizers",
     "schedule": "optimizers.schedules",
@@ -53,6 +54,7 @@ _PACKAGE = {
     "schedule": "schedules",
     "data": "data",
     "augment": "augment",
+    "callbacks": "training.callbacks",
     "scores": "scores",
 }
 
@@ -78,7 +80,7 @@ def read_config(content: bytes, *, trusted: bool = False) -> Config:
     defaults = {group: OmegaConf.load(CONF_DIR / group / "default.yaml") for group in groups}
     tree.pop("defaults", None)
     try:
-        config = check(OmegaConf.merge(OmegaConf.structured(Config), {"name": "???"}, defaults, tree))  # type: ignore[arg-type]
+        config = check(OmegaConf.merge(OmegaConf.structured(LoggedConfig), {"name": "???"}, defaults, tree))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     config.tracking.uri, config.sweep, config.resume = None, SweepConfig(), None

@@ -57,6 +57,27 @@ def curves(history: Mapping[str, Sequence[float]], *, title: str = "", validatio
     return figure
 
 
+def lr_range(rates: Sequence[float], losses: Sequence[float], suggestion: float, *, title: str = "") -> Figure:
+    """A range test: training loss against learning rate, with a mark at the rate that it suggests.
+
+    Args:
+        rates: learning rates, above 0.
+        losses: the loss at each. What lies far above the first one is cut off.
+        suggestion: a learning rate.
+        title: title of the figure.
+    """
+    figure, (axes,) = new_figure(8, 4.5)
+    axes.plot(rates, losses, color=BLUE)
+    axes.axvline(suggestion, color=GREY, linestyle=":", linewidth=1.5, label=f"suggested: {suggestion:.2g}")
+    plain(axes, FONT, "learning rate", "training loss")
+    log_scale(axes, "x")
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    axes.set_ylim(0.9 * min(finite), 1.1 * min(max(finite), 1.5 * finite[0]))
+    axes.legend(frameon=False, fontsize=FONT)
+    axes.set_title(title, fontsize=FONT + 2, parse_math=False)
+    return figure
+
+
 def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
     """A confusion matrix with counts in its cells and the error rate of each class beside it.
 

@@ -2,9 +2,11 @@
 
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -128,8 +130,8 @@ def _check_parts(config: Config, dataset: Dataset) -> None:
         augmentation = build_augmentation(config, dataset)
     with explained("the loss cannot be built"):
         build_loss(config.loss, dataset.class_counts, augmentation.mixing if augmentation is not None else ())
-    with explained("the callbacks cannot be built"):
-        build_callbacks(config)
+    with explained("the callbacks cannot be built"), tempfile.TemporaryDirectory() as folder:
+        build_callbacks(config, Path(folder))
     build_scores(config, dataset.num_classes)
     _checked.add(parts)
 

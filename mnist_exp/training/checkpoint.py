@@ -9,11 +9,13 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+_PLACE = "__array__"  # the key that stands in the JSON for an array, with its place among the file's arrays
 KEPT = 2  # the second is for the case that the first turns out to be damaged
 
 
@@ -21,8 +23,8 @@ class Checkpoint(NamedTuple):
     """The state after an epoch."""
 
     epoch: int  # from 1
-    state: dict[str, Any]  # what JSON can hold, floats to the last bit
-    arrays: list[np.ndarray]  # of any shape and any plain dtype
+    state: dict[str, Any]  # what JSON can hold, floats to the last bit, and NumPy arrays
+    arrays: list[np.ndarray]  # of any shape and any plain dtype; when loaded, followed by those of the state
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -31,8 +33,17 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OSError: it cannot be written; the one before is still there.
     """
+    arrays = list(checkpoint.arrays)
+
+    def placed(value: object) -> dict[str, int]:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"a checkpoint holds what JSON can hold, and NumPy arrays, got {type(value).__name__}")
+        arrays.append(value)
+        return {_PLACE: len(arrays) - 1}
+
+    text = json.dumps(checkpoint.state, default=placed)
     buffer = io.BytesIO()
-    np.savez(buffer, np.frombuffer(json.dumps(checkpoint.state).encode(), np.uint8), *checkpoint.arrays)
+    np.savez(buffer, np.frombuffer(text.encode(), np.uint8), *arrays)
     content = buffer.getbuffer()
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "unfinished"
@@ -52,9 +63,14 @@ def load(folder: Path) -> Checkpoint | None:
         epoch, _, named = path.stem.partition("-")
         if hashlib.sha256(content).hexdigest() == named:
             with np.load(io.BytesIO(content), allow_pickle=False) as entries:
-                state, *arrays = (entries[name] for name in entries.files)
-            return Checkpoint(int(epoch), json.loads(state.tobytes()), arrays)
+                text, *arrays = (entries[name] for name in entries.files)
+            state = json.loads(text.tobytes(), object_hook=partial(_array_or_node, arrays))
+            return Checkpoint(int(epoch), state, arrays)
     return None
+
+
+def _array_or_node(arrays: Sequence[np.ndarray], node: dict[str, Any]) -> Any:
+    return arrays[node[_PLACE]] if _PLACE in node else node
 
 
 def digest(weights: Iterable[np.ndarray]) -> str:

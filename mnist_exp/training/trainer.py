@@ -14,7 +14,7 @@ from mnist_exp.errors import RequestError
 from mnist_exp.models import CHEAP_RANDOM_LAYERS
 from mnist_exp.training.augmentation import Augmentation, soft
 from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, untuned, validation_batches
-from mnist_exp.training.callbacks import Checkpoints, OnEpoch, Report, WithinEpoch
+from mnist_exp.training.callbacks import Checkpoints, OnEpoch, Report, WithinEpoch, best_epoch
 from mnist_exp.training.device_loop import chunks, device_loop
 
 # Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
@@ -77,8 +77,8 @@ class Training(NamedTuple):
     seed: int  # of the order of the images
     execution: Execution
     augmentation: Augmentation | None = None  # of the training images
-    # Their batch hooks fire once a chunk of steps in the device loop. Checkpoints hold the state of those that have
-    # `get_state` and `set_state`, and of the first EarlyStopping that restores the best weights.
+    # Their batch hooks fire once a chunk of steps in the device loop, at least `calls_per_epoch` times an epoch if one
+    # has this attribute. Checkpoints hold the state of those that have `get_state` and `set_state`, and of Keras' own.
     callbacks: Mapping[str, keras.callbacks.Callback] = MappingProxyType({})
     checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write one to each epoch
 
@@ -134,8 +134,7 @@ def fit(
             shuffle=False,
             verbose=0,
         )
-    stopping = keep.stopping
-    best = stopping.best_epoch + 1 if stopping is not None else len(report.rows)
+    best = best_epoch(training.callbacks) or len(report.rows)
     history = {name: [metrics[name] for metrics, _ in report.rows] for name in report.rows[0][0]}
     return Fitted(history, best, feed.compile_seconds, report.seconds())
 
@@ -160,7 +159,11 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
     span = range(first_epoch, training.epochs)
     with epochs_of(dataset.train, training.seed, augmentation, span) as epochs:
         if training.execution.name == "resident":
-            cut = chunks(epochs, images, batch_size, CHUNK_XLA if xla else CHUNK_GRAPH)
+            calls = max(
+                (getattr(callback, "calls_per_epoch", 1) for callback in training.callbacks.values()), default=1
+            )
+            longest = min(CHUNK_XLA if xla else CHUNK_GRAPH, max(1, -(-images // batch_size) // calls))
+            cut = chunks(epochs, images, batch_size, longest)
             with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
                 numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
                 yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)

@@ -82,7 +82,7 @@ OTHER = {
     **{"learning_rate": 0.5, "momentum": 0.6, "rho": 0.6, "beta_1": 0.6, "beta_2": 0.6},
     **{"adam_beta_1": 0.6, "adam_beta_2": 0.6, "epsilon": 0.1, "initial_accumulator_value": 0.5, "weight_decay": 0.5},
     **{"global_clipnorm": 0.5, "ema_momentum": 0.6, "exclude_layers": ["other"]},
-    **{"label_smoothing": 0.1, "class_weight": "balanced", "gamma": 0.5},
+    **{"label_smoothing": 0.1, "lowest": 0.5, "class_weight": "balanced", "gamma": 0.5},
     **{"alpha": 0.5, "warmup": 0.5, "start": 0.5, "final": 0.5, "factor": 0.5, "drops": [0.3]},
     **{"input_noise": 0.3, "noise": 0.3, "kernel_initializer": "he_normal", "kernel_size": 5, "dense": [7]},
     **{"depth": 14, "patch_size": 14, "token_units": 7, "channel_units": 7, "heads": 1, "mlp_units": 7},
@@ -331,7 +331,7 @@ def test_the_sources_of_a_users_targets_are_found(targets):
 def test_every_preset_composes_under_its_name(preset):
     config = check(composed(f"experiment={preset}"))
     assert config.experiment == preset
-    assert config.name == (preset if preset != "smoke" else "mlp-adam-smoke")
+    assert config.name == (f"mlp-adam-{preset}" if preset in ("smoke", "lr_range") else preset)
 
 
 def test_presets_train_what_their_authors_wrote():
@@ -339,7 +339,7 @@ def test_presets_train_what_their_authors_wrote():
     assert wide.model["hidden"] == [512, 256]
     assert (wide.trainer.batch_size, wide.trainer.epochs) == (32, 5)
     assert wide.optimizer["learning_rate"] == 0.001
-    for preset in set(PRESETS) - {"smoke"}:
+    for preset in set(PRESETS) - {"smoke", "lr_range"}:
         assert check(composed(f"experiment={preset}")).data["validation"] == "test"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hydra.utils import get_object
 
 from mnist_exp import provenance, tracking
-from mnist_exp.config import ARGUMENTS, ConfigError, check, to_yaml
+from mnist_exp.config import ARGUMENTS, CONF_DIR, ConfigError, check, current_params, flatten, to_yaml
 from mnist_exp.config.untrusted import MAX_BYTES, builders, read_config
 from mnist_exp.errors import RequestError
 from mnist_exp.reproduction.record import resumed
@@ -136,7 +136,7 @@ HOSTILE = {
     "defaults text": (GOOD + "defaults: /etc\n", "defaults: a logged config composes"),
     "callback": (
         GOOD + "callbacks: {a: {_target_: keras.callbacks.CSVLogger, filename: x}}\n",
-        "callbacks.a._target_ must be one of keras.callbacks.EarlyStopping, ",
+        "callbacks.a._target_ must be one of mnist_exp.training.callbacks.swa, ",
     ),
     "lambda callback": (
         GOOD + "callbacks: {a: {_target_: keras.callbacks.LambdaCallback}}\n",
@@ -253,7 +253,31 @@ def test_where_it_was_tracked_does_not_count():
 
 def test_keys_that_came_later_have_defaults():
     config = read_config(GOOD.encode())
-    assert (config.trainer.epochs, config.trainer.patience, config.trainer.precision) == (2, 3, "float32")
+    assert (config.trainer.epochs, config.trainer.batch_size, config.trainer.precision) == (2, 64, "float32")
+
+
+def test_early_stopping_of_an_earlier_version_is_a_callback(tmp_path):
+    """Its keys were in the trainer. Such a config is read, and composes as the primary config of a command."""
+    expected = check(composed("callbacks=early_stopping", "callbacks.early_stopping.patience=5")).callbacks
+    logged = to_yaml(check(composed("data=digits")))
+    without, stopping = (
+        logged.replace("\ntrainer:", f"\ntrainer:\n  early_stopping: {monitor}\n  patience: 5")
+        for monitor in ("null", "val_loss")
+    )
+    (tmp_path / "config.yaml").write_text(stopping)
+    for config in (
+        read_config(stopping.encode()),
+        check(composed(f"hydra.searchpath=[file://{CONF_DIR}]", folder=tmp_path, name="config")),
+    ):
+        assert config.callbacks == expected
+        assert "early_stopping" not in to_yaml(config).partition("trainer:")[2]
+    assert read_config(without.encode()).callbacks == {}
+    params = current_params({"trainer.early_stopping": "val_loss", "trainer.patience": "5", "callbacks": "a"})
+    assert params["callbacks"] == "a,early_stopping"
+    today = flatten(expected, "callbacks.")
+    assert {key: value for key, value in params.items() if key.startswith("callbacks.")} == {
+        key: str(value) for key, value in today.items()
+    }
 
 
 def mine(image_shape, num_classes, *, size):

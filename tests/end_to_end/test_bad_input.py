@@ -11,7 +11,7 @@ from mnist_exp.data import ARRAYS
 from tests.helpers.commands import Case, commands, runs, start, typed
 
 MODELS = "Available options in 'model': cnn, linear, mlp, residual"
-TRAINER = "batch_size, checkpoint, devices, early_stopping, epochs, execution, patience, precision"
+TRAINER = "batch_size, checkpoint, devices, epochs, execution, precision"
 SHARE = "must be a number from 0 to below 1, got"
 VALIDATION = "data.validation must be a count of at least 1, a share between 0 and 1, or 'test', got"
 FILE = "data=file data.path"
@@ -118,7 +118,25 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "trainer.devices=tpu": ("trainer.devices must be auto, cpu, gpu, or cpu:N or gpu:N", "got 'tpu'"),
     "trainer.devices=cpu:100000": ("trainer.devices must be", "cpu:N or gpu:N with N from 2 to 99, got 'cpu:100000'"),
     "trainer.precision=float8": ("trainer.precision must be one of float32, mixed_bfloat16, mixed_float16",),
-    "trainer.early_stopping=loss": ("trainer.early_stopping must be null or one of val_loss, val_accuracy",),
+    "callbacks=early_stopping callbacks.early_stopping.monitor=loss": (
+        "callbacks.early_stopping.monitor must be one of val_loss, val_accuracy, got 'loss'",
+    ),
+    "trainer.early_stopping=val_loss": (
+        "trainer.early_stopping is no key any more; write callbacks=early_stopping ",
+        " callbacks.early_stopping.monitor=val_loss",
+    ),
+    "-m +trainer.patience=1,2": ("write callbacks=early_stopping callbacks.early_stopping.patience=1,2",),
+    "callbacks=reduce_on_plateau schedule=cosine": (
+        "callbacks.reduce_on_plateau needs schedule=constant, got mnist_exp.schedules.cosine",
+    ),
+    "callbacks=lr_range": ("callbacks.lr_range needs schedule=lr_range, got mnist_exp.schedules.constant",),
+    "callbacks=[early_stopping,swa]": (
+        "callbacks.early_stopping and callbacks.swa decide on the final weights: choose one of them",
+    ),
+    "callbacks=swa optimizer.use_ema=true": ("optimizer.use_ema and callbacks.swa decide on the final weights",),
+    "+callbacks.x={_target_:mnist_exp.training.callbacks.tensorboard,histograms:true,folder:x}": (
+        "callbacks.x.folder is not a key of mnist_exp.training.callbacks.tensorboard; its keys: histograms",
+    ),
     "trainer.execution=resident trainer.devices=cpu:2": ("trainer.execution=resident runs on one device, got", "cpu:2"),
     # keys of a sweep that a single run would not read
     "sweep.seeds=3": ("sweep.seeds is for a sweep, got 3 in a single run: add -m",),
@@ -147,7 +165,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "--config-dir not_text --config-name config": ("--config-dir not_text", "can't decode byte 0xff"),
     "--config-dir no_schema --config-name config": ("the config must have `schema` first in its defaults list",),
     "--config-dir no_group --config-name config": ("optimizer", "missing mandatory value"),
-    "--config-dir unknown_key --config-name config": ("'config'", "Key 'epoch' not in 'TrainerConfig'", TRAINER),
+    "--config-dir unknown_key --config-name config": ("'config'", "Key 'epoch' not in 'LoggedTrainerConfig'", TRAINER),
     "--config-dir empty --config-name config": ("the config must have `schema` first in its defaults list",),
     # data
     "data=file": ("data.path", "Missing mandatory value"),

@@ -20,7 +20,7 @@ from tests.helpers.commands import SHORT, environment, runs, start
 
 COMMAND = [
     *("data=digits", "model=mlp", "model.dropout=0.2", "schedule=cosine", "trainer.epochs=10", "trainer.batch_size=32"),
-    *("trainer.early_stopping=val_loss", "trainer.patience=20"),
+    *("callbacks=early_stopping", "callbacks.early_stopping.patience=20"),
 ]
 TIMED = ("epoch_seconds", "images_per_second", "fit_seconds", "compile_seconds", "seconds_to_")
 NOW = {  # has it begun in this folder?

@@ -1,6 +1,7 @@
 """What a checkpoint holds, and what is left of one that was not finished."""
 
 import numpy as np
+import pytest
 
 from mnist_exp.training import checkpoint
 from mnist_exp.training.checkpoint import Checkpoint
@@ -21,6 +22,20 @@ def test_comes_back_to_the_last_bit(tmp_path):
     for ours, theirs in zip(arrays, found.arrays, strict=True):
         assert (np.asarray(ours).dtype, np.asarray(ours).shape) == (theirs.dtype, theirs.shape)
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_arrays_of_callbacks_come_back(tmp_path):
+    sums = [np.arange(6.0).reshape(2, 3), np.array([0.1], np.float32)]
+    checkpoint.save(tmp_path, Checkpoint(1, {"callbacks": {"swa": {"count": 3, "sums": sums}}}, [np.array([7])]))
+    found = checkpoint.load(tmp_path)
+    assert found.arrays[0].tolist() == [7]
+    swa = found.state["callbacks"]["swa"]
+    assert swa["count"] == 3
+    for before, after in zip(sums, swa["sums"], strict=True):
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+    with pytest.raises(TypeError, match="what JSON can hold, and NumPy arrays, got set"):
+        checkpoint.save(tmp_path, Checkpoint(2, {"callbacks": {"own": {1, 2}}}, []))
 
 
 def test_two_are_kept_and_the_newest_is_loaded(tmp_path):

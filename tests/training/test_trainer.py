@@ -17,7 +17,7 @@ from mnist_exp.errors import RequestError
 from mnist_exp.models import layers
 from mnist_exp.training import augmentation, batches, device_loop, devices, evaluation, trainer
 from mnist_exp.training.augmentation import Augmentation
-from mnist_exp.training.callbacks import Diverged, early_stopping, not_resumable, weights_digest
+from mnist_exp.training.callbacks import Diverged, not_resumable, swa, weights_digest
 from mnist_exp.training.trainer import Execution
 from tests.helpers.digits import small
 
@@ -249,6 +249,10 @@ def scaled_adamw():
     return keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**20, dynamic_growth_steps=3)
 
 
+def early_stopping(monitor, patience):
+    return keras.callbacks.EarlyStopping(monitor, patience=patience, restore_best_weights=True)
+
+
 def stop_at_once():
     return [early_stopping("val_loss", 1)]
 
@@ -264,7 +268,7 @@ def stop_at_once():
             "float32",
             id="resident",
         ),
-        pytest.param(RESIDENT, mlp, scaled_adamw, list, "mixed_float16", id="float16"),
+        pytest.param(RESIDENT, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
         pytest.param(
             RESIDENT,
             mlp,
@@ -275,7 +279,13 @@ def stop_at_once():
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            KERAS, lambda: mlp(dropout=0.2), OPTIMIZERS["sgd"], list, "float32", id="keras", marks=pytest.mark.slow
+            KERAS,
+            lambda: mlp(dropout=0.2),
+            OPTIMIZERS["sgd"],
+            lambda: [keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=10.0)],
+            "float32",
+            id="keras",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -474,9 +484,15 @@ def test_a_continued_training_has_the_state_of_callbacks_and_augments_alike(tmp_
 def test_callbacks_whose_state_no_checkpoint_holds_are_named():
     given = {"own": Counting(), "nan": keras.callbacks.TerminateOnNaN(), "plain": keras.callbacks.History()}
     assert not_resumable(given) == ["plain"]
-    first, second = (keras.callbacks.EarlyStopping(restore_best_weights=True) for _ in range(2))
-    stopping = {"keeps": keras.callbacks.EarlyStopping(), "first": first, "second": second}
-    assert not_resumable(stopping) == ["keeps", "second"]
+
+
+class Patient(keras.callbacks.EarlyStopping):
+    """May keep more than its base."""
+
+
+def test_keras_own_callbacks_are_resumable_and_subclasses_must_say_how():
+    given = {"stop": keras.callbacks.EarlyStopping(), "own": Patient(), "rate": keras.callbacks.ReduceLROnPlateau()}
+    assert not_resumable(given) == ["own"]
 
 
 def test_divergence_is_an_error_after_its_epoch_was_reported():
