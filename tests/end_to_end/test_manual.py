@@ -16,12 +16,13 @@ from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
 ORDER = [
-    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md", "search.md"),
+    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md", "menu.md", "search.md"),
     *("resuming.md", "presets.md", "models.md", "extending.md", "reproducing.md", "notebook.md"),
 ]
 NOT_RUN = {  # how a command begins, and why no test runs it
     "python3 -m venv": ".ci/run installs the package and runs the command after it",
     ".venv/bin/pre-commit": "changes the hooks of the checkout",
+    "tensorboard --logdir": "a server that runs until Ctrl-C",
     "mlflow ui": "a server that runs until Ctrl-C",
     "mlflow server": "a server that runs until Ctrl-C",
     "mlflow models serve": "a server that runs until Ctrl-C",
