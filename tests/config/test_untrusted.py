@@ -270,7 +270,7 @@ def test_early_stopping_of_an_earlier_version_is_a_callback(tmp_path):
         check(composed(f"hydra.searchpath=[file://{CONF_DIR}]", folder=tmp_path, name="config")),
     ):
         assert config.callbacks == expected
-        assert "early_stopping" not in to_yaml(config).partition("trainer:")[2]
+        assert "early_stopping" not in to_yaml(config).partition("\ntrainer:")[2]
     assert read_config(without.encode()).callbacks == {}
     params = current_params({"trainer.early_stopping": "val_loss", "trainer.patience": "5", "callbacks": "a"})
     assert params["callbacks"] == "a,early_stopping"
