@@ -209,14 +209,21 @@ def peak_flops() -> float:
     return 2 * 2048**3 / min(seconds)
 
 
-def markdown(rows: Sequence[Row], peak: float) -> str:
-    """The table under a line that says where it was measured."""
+def machine_line(more: str = "") -> str:
+    """Where and on what a table was measured."""
     machine = hardware()
     packages = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy", "mlflow"))
-    lines = [
+    return (
         f"{datetime.now(UTC):%Y-%m-%d}: {machine['cpu']}, {machine['cores']} cores, "
-        f"{int(machine['memory']) / 2**30:.0f} GiB, no GPU; matrix product {peak / 1e9:.0f} GFLOP/s; "
-        f"Python {platform.python_version()}, {packages}. Seconds an epoch of 60,000 images, medians after the first.",
+        f"{int(machine['memory']) / 2**30:.0f} GiB, no GPU; {more}"
+        f"Python {platform.python_version()}, {packages}. Seconds an epoch of 60,000 images, medians after the first."
+    )
+
+
+def markdown(rows: Sequence[Row], peak: float) -> str:
+    """The table under a line that says where it was measured."""
+    lines = [
+        machine_line(f"matrix product {peak / 1e9:.0f} GFLOP/s; "),
         "",
         "| work | plain Keras, s | mnist_exp, s | times faster | bar | met | |",
         "|---|--:|--:|--:|--:|---|---|",

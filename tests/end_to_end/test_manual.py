@@ -16,7 +16,8 @@ from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
 ORDER = [
-    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md", "menu.md", "search.md"),
+    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md"),
+    *("augmentation.md", "menu.md", "search.md"),
     *("resuming.md", "presets.md", "models.md", "extending.md", "reproducing.md", "notebook.md"),
 ]
 NOT_RUN = {  # how a command begins, and why no test runs it
@@ -40,6 +41,7 @@ LONG = {  # checked, not trained
     "python -m mnist_exp.train sweep=folds": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=depth_study": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=optimizer_study": "sweep.preflight=only",
+    "python -m mnist_exp.train sweep=augmentation_study": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=regularisation_study": "sweep.preflight=only",
     "python -m mnist_exp.train -m experiment=workshop_mlp 'seed=range(5)'": "sweep.preflight=only",
 }
