@@ -18,7 +18,7 @@ SHORT = "MNIST_EXP_SHORT" in os.environ  # .ci/run sets it: what is slow by repe
 # Runs batches of commands, a line of JSON each, one after the other, because each process of TensorFlow costs ten
 # seconds. Its own standard output carries the answers; what native code prints there goes to standard error.
 DRIVER = """
-import contextlib, faulthandler, importlib, io, json, os, resource, signal, sys, threading, time
+import contextlib, faulthandler, gc, importlib, io, json, os, resource, signal, sys, threading, time
 from hydra.core.global_hydra import GlobalHydra
 
 answers = os.fdopen(os.dup(1), "w")
@@ -50,7 +50,8 @@ def run(case):
     faulthandler.dump_traceback_later(case["seconds"], exit=True)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     imported, began, used = "tensorflow" in sys.modules, time.perf_counter(), time.process_time()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.ExitStack() as undo:
+        exec(case["setup"], {"undo": undo})
         if case["full"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
         try:
@@ -70,6 +71,8 @@ def run(case):
     return code, out.getvalue(), err.getvalue(), seconds, imported, used
 
 for batch in sys.stdin:
+    gc.collect()
+    gc.freeze()  # else the collector walks all that was imported, again and again
     print(json.dumps({name: run(case) for name, case in json.loads(batch).items()}), file=answers, flush=True)
 """
 
@@ -94,6 +97,7 @@ class Case(NamedTuple):
     full: bool = False
     module: str = "train"
     seconds: int = 90  # it may take
+    setup: str = ""  # code to be run before; what it enters into the ExitStack `undo` is left afterwards
 
 
 def environment(folder: Path) -> dict[str, str]:

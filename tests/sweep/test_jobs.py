@@ -35,7 +35,10 @@ DUBIOUS = "fatal: detected dubious ownership in repository at '/there'"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a program that is a shell script")
-@pytest.mark.parametrize("options", [["seed=1"], ["-m", "seed=1,2,3"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(["seed=1"], id="run", marks=pytest.mark.slow), pytest.param(["-m", "seed=1,2,3"], id="sweep")],
+)
 def test_a_repository_that_git_refuses_is_told_to_the_user_once_a_command(options, tmp_path, with_store):
     folder = with_store(tmp_path / "here")
     shutil.copytree(PACKAGE, tmp_path / "code" / "mnist_exp", ignore=shutil.ignore_patterns("__pycache__"))

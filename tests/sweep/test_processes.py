@@ -7,14 +7,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
@@ -23,6 +21,7 @@ from mnist_exp.config import CONF_DIR
 from mnist_exp.errors import RequestError
 from mnist_exp.sweep import processes, startup
 from tests.helpers.commands import SHORT, environment, runs, start, workers
+from tests.helpers.jobs import task
 
 # A model that kills its process while it is built: of width 2 the first time, of width 3 every time. Not in the parent.
 DEADLY = """
@@ -107,18 +106,6 @@ def parent(folder, *overrides, count=2):
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         made.setup(hydra_context=context, task_function=task, config=config)
     return made
-
-
-def task(config):
-    """Note the process; the first of job 1 kills what workers are forked from, if there is a file `deadly`."""
-    folder = Path(HydraConfig.get().sweep.dir)
-    with (folder / f"tried-{config.seed}").open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    if config.seed == 1 and (folder / "deadly").exists():
-        (folder / "deadly").unlink()
-        os.kill(os.getppid(), signal.SIGKILL)
-        signal.pause()
-    return float(config.seed)
 
 
 def tried(folder, seed):

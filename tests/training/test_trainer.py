@@ -19,6 +19,7 @@ from mnist_exp.training import augmentation, batches, device_loop, devices, eval
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.callbacks import Diverged, not_resumable, swa, weights_digest
 from mnist_exp.training.trainer import Execution
+from tests.helpers import replicas
 from tests.helpers.digits import small
 
 RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
@@ -572,80 +573,31 @@ def test_clipping_by_norm_on_several_devices_is_refused():
         train(mirrored, mlp, lambda: keras.optimizers.SGD(0.1, global_clipnorm=1.0))
 
 
-MIRRORED = """
-import contextlib, json, sys
-import numpy as np, keras
-from mnist_exp import augment, models
-from mnist_exp.losses import cross_entropy
-from mnist_exp.training import devices, trainer
-from mnist_exp.training.augmentation import Augmentation
-from tests.helpers.digits import small
-choice, folder = sys.argv[1:]
-strategy = devices.configure(choice, 2)
-for layers in ("plain", "bn", "augmented"):
-    devices.fresh_session(0, "float32")
-    with strategy.scope() if strategy else contextlib.nullcontext():
-        options = {"activation": "relu", "dropout": 0.0, "batch_norm": layers == "bn"}
-        model = models.mlp((28, 28, 1), 10, hidden=[32], **options)
-        optimizer = keras.optimizers.SGD(0.05)
-    execution = trainer.choose_execution("auto", model, strategy.num_replicas_in_sync if strategy else 1, gpu=False)
-    parts = {"move": augment.shift(pixels=2.0), "mix": keras.layers.MixUp(0.4)}
-    augmentation = Augmentation(parts, 0, small().train.images, 10) if layers == "augmented" else None
-    training = trainer.Training(cross_entropy(10), optimizer, 2, 64, 0, execution, augmentation)
-    fitted = trainer.fit(model, small(), training)
-    model.export(f"{folder}/{layers}", verbose=False)
-    np.savez(f"{folder}/{layers}.npz", *model.get_weights())
-    print(json.dumps([execution.name, devices.describe(strategy), fitted.history["val_loss"]]))
-"""
-
-
-SIZES = """
-import json, sys
-import numpy as np, keras, tensorflow as tf
-from mnist_exp import models
-from mnist_exp.losses import cross_entropy
-from mnist_exp.training import devices, evaluation, trainer
-from mnist_exp.data import Split
-from tests.helpers.digits import small
-replicas = int(sys.argv[1])
-found = []
-strategy = devices.configure(f"cpu:{replicas}" if replicas > 1 else "cpu", 2)
-for images, validation, batch_size, precision in json.loads(sys.argv[2]):
-    devices.fresh_session(0, precision)
-    with strategy.scope() if strategy else tf.device(None):
-        model, optimizer = models.linear((28, 28, 1), 10), keras.optimizers.SGD(0.05)
-    execution = trainer.choose_execution("auto", model, replicas, gpu=False)
-    digits = small(images, validation)
-    fitted = trainer.fit(model, digits, trainer.Training(cross_entropy(10), optimizer, 2, batch_size, 0, execution))
-    scored = evaluation.predict(model, digits.validation)
-    found.append([fitted.history, [w.tolist() for w in model.get_weights()], scored.tolist()])
-print(json.dumps(found))
-"""
+@pytest.fixture(scope="module")
+def two_devices(tmp_path_factory):
+    """A folder with the models that two logical CPUs trained, how they did, and their trainings of `SOME`."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, *replicas.on_several(2, SOME, folder)
 
 
 ANY = [(1, 1, 1, "float32"), (2, 3, 2, "float32"), (65, 287, 32, "float32"), (101, 2, 50, "float32")]
 ANY.append((65, 2, 32, "mixed_float16"))
+SOME = [ANY[0], ANY[2]]
 
 
 @pytest.mark.parametrize(
-    ("replicas", "sizes"),
+    ("number", "sizes"),
     [
-        pytest.param(2, [ANY[0], ANY[2]], id="2-some"),
+        pytest.param(2, SOME, id="2-some"),
         pytest.param(2, ANY, marks=pytest.mark.slow, id="2-all"),
         pytest.param(3, ANY, marks=pytest.mark.slow, id="3-all"),
     ],
 )
-def test_any_number_of_images_on_any_number_of_devices_is_as_on_one(replicas, sizes):
+def test_any_number_of_images_on_any_number_of_devices_is_as_on_one(number, sizes, request):
     """Numbers of training and validation images and batch sizes that 2 or 3 devices cannot divide."""
-
-    def run(devices):
-        command = [sys.executable, "-c", SIZES, str(devices), json.dumps(sizes)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    for ours, theirs, size in zip(run(replicas), run(1), sizes, strict=True):
-        said, exact = f"{replicas} devices, {size}", size[3] == "float32"
+    several = request.getfixturevalue("two_devices")[2] if sizes == SOME else replicas.on_several(number, sizes)[1]
+    for ours, theirs, size in zip(several, replicas.train_sizes(sizes), sizes, strict=True):
+        said, exact = f"{number} devices, {size}", size[3] == "float32"
         for metric, rtol in (
             ("val_loss", 1e-6),
             ("val_accuracy", 1e-6),
@@ -707,21 +659,14 @@ def test_every_precision_trains_every_optimizer_and_model_in_every_execution():
 
 
 @pytest.fixture(scope="module")
-def one_and_two_devices(tmp_path_factory):
-    """For one and for two logical CPUs: the folder with the models, and what each run printed."""
-    found = []
-    for choice in ("cpu", "cpu:2"):
-        folder = tmp_path_factory.mktemp("devices")
-        command = [sys.executable, "-c", MIRRORED, choice, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-        assert done.returncode == 0, done.stderr
-        found.append((folder, [json.loads(line) for line in done.stdout.splitlines()[-3:]]))
-    return found
+def one_device(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return folder, replicas.train_mlps(folder)
 
 
 @pytest.mark.parametrize(("run", "layers"), list(enumerate(["plain", "bn", "augmented"])))
-def test_two_devices_end_with_the_weights_of_one(one_and_two_devices, run, layers):
-    (one, said_one), (two, said_two) = one_and_two_devices
+def test_two_devices_end_with_the_weights_of_one(two_devices, one_device, run, layers):
+    (one, said_one), (two, said_two, _) = one_device, two_devices
     assert said_one[run][:2] == ["resident", "cpu"]
     assert said_two[run][:2] == ["mirrored", "2 x cpu"]
     np.testing.assert_allclose(said_one[run][2], said_two[run][2], rtol=1e-5)
