@@ -10,7 +10,7 @@ import pytest
 from mnist_exp.data import ARRAYS
 from tests.helpers.commands import Case, commands, runs, start, typed
 
-MODELS = "Available options in 'model': cnn, linear, mlp, residual"
+MODELS = "Available options in 'model': cnn, lenet5, linear, mixer, mlp, residual, resnet, vit"
 TRAINER = "batch_size, checkpoint, devices, epochs, execution, precision"
 SHARE = "must be a number from 0 to below 1, got"
 VALIDATION = "data.validation must be a count of at least 1, a share between 0 and 1, or 'test', got"
@@ -21,7 +21,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "-m seed=0,1 hydra.sweep.dir=x/${no_key}": ("hydra.sweep.dir: ", "no_key"),
     # names
     "model=transformer": ("'model/transformer'", MODELS),
-    "optimizer=adm": ("'optimizer/adm'", "adagrad, adam, adamw, lion"),
+    "optimizer=adm": ("'optimizer/adm'", "adagrad, adam, adamax, adamw, ftrl, lamb, lion"),
     "schedule=cosin": ("'schedule/cosin'", "constant, cosine"),
     "data=imagenet": (
         "'data/imagenet'",
