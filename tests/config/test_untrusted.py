@@ -320,8 +320,8 @@ def test_only_a_run_that_this_machine_recorded_in_a_file_resumes_with_its_own_mo
 
 
 def test_builders_are_the_public_ones_and_can_be_called():
-    names = ("cnn", "lenet5", "linear", "mixer", "mlp", "residual", "resnet", "vit")
-    assert sorted(builders("model")) == [f"mnist_exp.models.{name}" for name in names]
+    models = ("cnn", "lenet5", "linear", "mixer", "mlp", "residual", "resnet", "vit")
+    assert sorted(builders("model")) == [f"mnist_exp.models.{name}" for name in models]
     names = ("cifar10", "cifar100", "digits", "emnist", "fashion_mnist", "file", "kmnist", "mnist", "mnist5k")
     assert builders("data") == [f"mnist_exp.data.{name}" for name in names]
     assert "keras.optimizers.Muon" in builders("optimizer")

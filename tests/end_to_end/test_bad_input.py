@@ -36,12 +36,12 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "optimizer.lr=0.1": ("'optimizer.lr'", "learning_rate"),
     "schedule=cosine schedule.alhpa=0.1": ("'schedule.alhpa'", "alpha"),
     "trainer.epoch=3": ("'trainer.epoch'", TRAINER),
-    "data=digits data.pth=x": ("'data.pth'", "split_seed, validation"),
+    "data=digits data.pth=x": ("'data.pth'", "split_seed, train_size, validation"),
     "tracking.url=x": ("'tracking.url'", "experiment, uri"),
     "hydra.nope=3": ("'hydra.nope'", "sweeper"),
     "+foo=1": ("foo is not a key of the config", "model, loss, optimizer"),
     "+trainer.steps=1": ("trainer.steps is not a key of the config", "epochs, batch_size"),
-    "+model.depth=3": ("model.depth is not a key of mnist_exp.models.mlp", "activation, batch_norm, dropout, hidden"),
+    "+model.layers=3": ("model.layers is not a key of mnist_exp.models.mlp", "activation, batch_norm, dropout, hidden"),
     "+optimizer.lr=0.1": ("optimizer.lr is not a key of keras.optimizers.Adam", "learning_rate"),
     "+schedule.alpha=0.1": ("schedule.alpha is not a key of mnist_exp.schedules.constant; its keys: none",),
     "+data.foo=1": ("data.foo is not a key of mnist_exp.data.digits; its keys: split_seed, validation",),
@@ -67,11 +67,16 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         "got {'_target_': 'mine.flip'}",
     ),
     "+augment._target_=[0]": ("augment must be none",),
-    "+augment.p=0.5": ("augment.p must name an option (none) or have a _target_, got 0.5",),
+    "+augment.p=0.5": (
+        "augment.p must name an option (affine, crop, cutmix, cutout, elastic, flip, mixup, noise, none, rotate, "
+        "shear, shift, zoom) or have a _target_, got 0.5",
+    ),
     "model._target_=mnist_exp.models.gpt": ("must name a function or class that exists, got 'mnist_exp.models.gpt'",),
     "model._target_=no.such.thing": ("must name a function or class that exists, got 'no.such.thing'",),
     "model._target_=broken.model": ("must name a function or class, but", "broken.py is not Python"),
-    "~model._target_": ("model must name an option (cnn, linear, mlp, residual) or have a _target_",),
+    "~model._target_": (
+        "model must name an option (cnn, lenet5, linear, mixer, mlp, residual, resnet, vit) or have a _target_",
+    ),
     "optimizer._target_=keras.optimizers.Adamm": ("optimizer._target_", "'keras.optimizers.Adamm'"),
     "schedule._target_=mnist_exp.data.digits": ("schedule._target_ must name what takes learning_rate, total_steps",),
     # types
