@@ -176,7 +176,12 @@ def test_a_journal_that_was_cut_anywhere_is_continued(tmp_path):
     made = study()
     made.tell(made.ask(), 0.5)
     content = path.read_bytes()
-    for end in range(len(content) - len(content.splitlines()[-1]) - 5, len(content)):
+    last = len(content) - len(content.splitlines()[-1])
+    for end in (
+        *range(last - 5, last + 5),
+        *range(last + 5, len(content) - 5, 20),
+        *range(len(content) - 5, len(content)),
+    ):
         path.write_bytes(content[:end])
         made = study()
         made.tell(made.ask(), 0.25)
