@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.speed import RESULTS, execute, machine_line, run_ours
 
-BASE = ("data=mnist", "data.validation=test", "sweep.skip_finished=false", "trainer.checkpoint=false")
+BASE = ("data=mnist", "data.validation=test", "trainer.checkpoint=false")
 
 
 class Work(NamedTuple):

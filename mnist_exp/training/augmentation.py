@@ -75,7 +75,9 @@ class Augmentation:
             block = slice(first, first + size)
             with tf.device("CPU"):  # the training has the GPU
                 self._set_generators(epoch, number)
-                images[block], labels[block] = self._apply(*(tf.constant(part[block]) for part in split))
+                tensors = [tf.constant(part[block]) for part in split]
+                # A plain call warns of retracing if a process augments few blocks in each of many runs.
+                images[block], labels[block] = self._apply.get_concrete_function(*tensors)(*tensors)
         return Split(images, labels)
 
     def _check_images(self, key: str, layer: keras.Layer, sample: tf.Tensor) -> None:

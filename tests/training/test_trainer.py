@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -407,7 +408,7 @@ def test_an_augmentation_that_is_no_longer_needed_stops_at_its_block(monkeypatch
         stopped.wait(10)
         return block
 
-    monkeypatch.setattr(made, "_apply", applied)
+    monkeypatch.setattr(made, "_apply", SimpleNamespace(get_concrete_function=lambda *block: applied))
     with batches.epochs_of(train, 0, made, range(3)):
         while not blocks:
             time.sleep(0.01)
