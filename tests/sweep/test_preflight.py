@@ -1,9 +1,10 @@
 """What is said before a sweep's first run."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from mnist_exp import data
-from mnist_exp.config import ConfigError, check
+from mnist_exp.config import CONF_DIR, ConfigError, check
 from mnist_exp.errors import RequestError
 from mnist_exp.sweep import preflight
 from mnist_exp.tracking import RunInfo
@@ -216,6 +217,7 @@ def broken(image_shape, num_classes):
 def test_a_user_s_builder_is_measured_and_its_bugs_are_left_to_the_run(dataset, tmp_path, monkeypatch):
     (tmp_path / "sized.py").write_text(SIZED)
     monkeypatch.syspath_prepend(tmp_path)
-    own = "~model.hidden ~model.activation ~model.dropout ~model.batch_norm model._target_=sized"
+    without = ("~model." + str(key) for key in OmegaConf.load(CONF_DIR / "model" / "mlp.yaml") if key != "_target_")
+    own = f"{' '.join(without)} model._target_=sized"
     preflight.check(check(composed("data=digits", *f"{own}.broken".split())), dataset)
     assert refused(dataset, *f"{own}.large".split()).startswith("this model needs at least 687 GB")

@@ -32,7 +32,7 @@ def parser():
         ("a=int(interval(1,9))", Axis("a", (), 1, 9)),
         ("a=tag(log,interval(1e-4,1))", Axis("a", (), 1e-4, 1.0, log=True)),
         ("a=tag(log,int(interval(1,512)))", Axis("a", (), 1, 512, log=True)),
-        ("optimizer=glob(ada*)", Axis("optimizer", ("adagrad", "adam", "adamw"))),
+        ("optimizer=glob(adam*)", Axis("optimizer", ("adam", "adamax", "adamw"))),
     ],
 )
 def test_an_axis_is_written_as_in_any_multirun(parser, override, axis):
