@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from mnist_exp import builders, losses
-from mnist_exp.config import check
+from mnist_exp.config import CONF_DIR, RULES, check
 from mnist_exp.data import Split
 from mnist_exp.errors import RequestError
+from mnist_exp.training.callbacks import not_resumable
 from tests.helpers.configs import composed
 from tests.helpers.digits import small
 
@@ -113,6 +114,34 @@ def test_augmented_images_are_whole_numbers_within_the_range_of_a_pixel():
     done = builders.Augmentation(layers, 0, grey.images, 3).split(grey, 0)
     assert (done.images.dtype, done.images.min() >= 0, done.images.max()) == (np.uint8, True, 255)
     assert np.array_equal(done.labels, grey.labels)
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("option", options("callbacks"))
+def test_every_callback_is_built_and_resumable_and_its_keys_have_rules(option, tmp_path):
+    config = check(composed(f"callbacks={option}", *["schedule=lr_range"] * (option == "lr_range")))
+    made = builders.build_callbacks(config, tmp_path)
+    assert list(made) == [option] * (option != "none")
+    assert not_resumable(made) == []
+    rules = {f"{node['_target_']}.{key}" for node in config.callbacks.values() for key in node if key != "_target_"}
+    assert rules <= RULES.keys()
+
+
+def test_every_score_is_built_and_named():
+    names = {}
+    for option in options("scores"):
+        for score in builders.build_scores(check(composed(f"scores={option}")), 4).values():
+            names[option] = list(score(np.eye(4, dtype=np.float32), np.arange(4)))
+    assert names == {
+        "balanced_accuracy": ["balanced_accuracy"],
+        "brier": ["brier"],
+        "calibration_error": ["calibration_error_10_bins"],
+        "macro_f1": ["macro_f1"],
+        "top_k": ["top_k_accuracy"],
+    }
 
 
 def test_scores_are_named_after_their_key():

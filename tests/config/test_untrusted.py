@@ -324,6 +324,9 @@ def test_builders_are_the_public_ones_and_can_be_called():
     assert sorted(builders("model")) == [f"mnist_exp.models.{name}" for name in models]
     names = ("cifar10", "cifar100", "digits", "emnist", "fashion_mnist", "file", "kmnist", "mnist", "mnist5k")
     assert builders("data") == [f"mnist_exp.data.{name}" for name in names]
+    ours = [f"mnist_exp.training.callbacks.{name}" for name in ("swa", "tensorboard", "lr_range")]
+    theirs = ("EarlyStopping", "ReduceLROnPlateau", "SwapEMAWeights", "TerminateOnNaN")
+    assert builders("callbacks") == [*ours, *(f"keras.callbacks.{name}" for name in theirs)]
     assert "keras.optimizers.Muon" in builders("optimizer")
     assert "keras.optimizers.schedules.CosineDecay" in builders("schedule")
     for group in ARGUMENTS:

@@ -104,11 +104,11 @@ def test_the_range_test_measures_the_loss_while_the_rate_rises(execution):
 
 def test_the_first_point_of_the_range_test_is_the_loss_of_its_own_images():
     test = callbacks.lr_range(points=25)
-    optimizer = keras.optimizers.SGD(schedules.lr_range(1e-9, 125, lowest=0.5))  # changes nothing
-    fit(optimizer, {"test": test}, images=1000)
+    rate = schedules.lr_range(1e-9, 125, lowest=0.5)  # changes nothing
+    fit(keras.optimizers.SGD(rate), {"test": test}, images=1000)
     assert len(test.losses) == 25
     assert np.ptp(test.losses) > 0.01  # of 40 images each, not of all until then
-    whole = fit(keras.optimizers.SGD(1e-9), {}, images=1000)[1].history["train_loss"][0]
+    whole = fit(keras.optimizers.SGD(rate), {}, images=1000)[1].history["train_loss"][0]
     assert np.mean(test.losses) == pytest.approx(whole, rel=1e-4)
 
 
