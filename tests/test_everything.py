@@ -1,0 +1,109 @@
+"""Every option of every group composes, builds, trains for two steps, scores and exports.
+
+`python -m tests.test_everything EXECUTION PRECISION` trains every model and every optimizer in that way.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from contextlib import nullcontext
+from itertools import cycle, islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnist_exp import builders, experiment
+from mnist_exp.config import CONF_DIR, check
+from mnist_exp.training import devices, trainer
+from tests.helpers.configs import composed
+from tests.helpers.digits import small
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+# Each run has one option of each group, as many runs as the largest group has options: every option is in a run.
+TOGETHER = ("model", "optimizer", "schedule", "loss", "augment", "scores")
+MOST = max(len(options(group)) for group in TOGETHER)
+COLUMNS = [[f"{group}={option}" for option in islice(cycle(options(group)), MOST)] for group in TOGETHER]
+SMALL = ("data=digits", "trainer.epochs=1", "trainer.batch_size=20", "trainer.checkpoint=false")
+
+
+def fitted(overrides, folder=Path(), strategy=None):
+    """The model, trained for two steps of 20 images as a run would train it, and its data set and history."""
+    config = check(composed(*SMALL, *overrides))
+    if "blocks" in config.model:
+        config.model["blocks"] = 1
+    dataset = small(40, 20)
+    devices.fresh_session(0, config.trainer.precision)
+    prepared = SimpleNamespace(config=config, dataset=dataset, factors={"device": "cpu"})
+    log = SimpleNamespace(tags=lambda tags: None, folder=folder, checkpoints=None)
+    try:
+        with strategy.scope() if strategy is not None else nullcontext():
+            model, training = experiment._build(prepared, log, 1 if strategy is None else 2)
+        before = [np.array(weight) for weight in model.trainable_weights]
+        history = trainer.fit(model, dataset, training).history
+    finally:
+        keras.config.set_dtype_policy("float32")
+    changed = [not np.array_equal(old, new) for old, new in zip(before, model.trainable_weights, strict=True)]
+    assert any(changed), "no weight changed"
+    assert math.isfinite(history["train_loss"][0])
+    return model, config, dataset
+
+
+RUNS = list(zip(*COLUMNS, strict=True))
+
+
+@pytest.mark.parametrize("number", range(MOST), ids=["-".join(run[:2]) for run in RUNS])
+def test_every_option_trains_for_two_steps_scores_and_exports(number, tmp_path):
+    overrides = RUNS[number]
+    model, config, dataset = fitted(["trainer.execution=keras", *overrides])
+    logits = model(dataset.test.images[:30], training=False).numpy()
+    for score in builders.build_scores(config, dataset.num_classes).values():
+        assert all(map(math.isfinite, score(logits, dataset.test.labels[:30]).values()))
+    if number < len(options("model")):  # the later runs have the same models again
+        model.export(tmp_path / "saved_model", verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / "saved_model"))
+        np.testing.assert_allclose(loaded.serve(dataset.test.images[:30]), logits, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", options("callbacks"))
+def test_every_callback_trains(option, tmp_path):
+    schedule = [f"schedule={option}"] if option in options("schedule") else []  # made for each other
+    fitted(["model=linear", f"callbacks={option}", *schedule, "trainer.epochs=2"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("execution", ["resident", "keras", "mirrored"])
+def test_every_model_and_optimizer_trains_in_every_execution_and_precision(execution, precision):
+    command = [sys.executable, "-m", "tests.test_everything", execution, precision]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+def main(execution, precision):
+    """Prints the failures as JSON, from option to message."""
+    strategy = devices.configure("cpu:2" if execution == "mirrored" else "cpu", 2)
+    given = [f"trainer.precision={precision}"]
+    given += [] if execution == "mirrored" else [f"trainer.execution={execution}"]
+    pairs = [(f"model={name}", "optimizer=adam") for name in options("model")]
+    pairs += [("model=mlp", f"optimizer={name}") for name in options("optimizer")]
+    failures = {}
+    for model, optimizer in pairs:
+        try:
+            fitted([model, optimizer, *given], strategy=strategy)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+            failures[f"{model} {optimizer}"] = f"{type(error).__name__}: {error}"[:300]
+    print(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
