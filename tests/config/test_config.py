@@ -94,6 +94,8 @@ def keys(group, option):
 @functools.cache
 def option_of(group, option):
     more = ["data=digits"] if group != "data" else ["data.path=x.npz"] if option == "file" else []
+    if group == "callbacks" and ("schedule", option) in OPTIONS:
+        more.append(f"schedule={option}")  # made for each other
     config = composed(f"{group}={option}", *more)
     if group == "model" and "blocks" in config.model:
         config.model.blocks = 1  # quick to build
@@ -151,6 +153,7 @@ def built(group, config):
     if group == "loss":
         return float(builders.build_loss(config.loss, np.arange(1, 11))(LABELS, LOGITS))
     if group == "data":
+        config = copy.deepcopy(config)
         if jobs.is_auto(config):
             config.sweep.data = "mnist"
             jobs.resolve_data(config)
@@ -244,7 +247,8 @@ def test_a_config_of_an_earlier_version_is_read_as_what_it_did():
 
 @each_option
 def test_a_whole_number_is_as_good_as_a_float(group, option):
-    for place, key, _ in keys(group, option):
+    numbers = [found for found in keys(group, option) if type(found[2]) in (int, float, type(None))]
+    for place, key, _ in numbers:
         for value in (0, 1):
             try:
                 real = with_value(group, option, place, key, float(value))
