@@ -87,8 +87,8 @@ OTHER = {"path": ["elsewhere.npz"], "validation": [0.4], "patch_size": [14], "sp
 def keys(group, option):
     """The node that each key of an option stands in, the key, and its value."""
     content = OmegaConf.to_container(OmegaConf.load(CONF_DIR / group / f"{option}.yaml"), resolve=False)
-    nodes = {f"{group}.{name}": node for name, node in content.items()} if group in LISTS else {group: content}
-    return [(place, key, value) for place, node in nodes.items() for key, value in node.items() if key != "_target_"]
+    nodes = {f"{group}.{name!s}": node for name, node in content.items()} if group in LISTS else {group: content}
+    return [(place, str(key), v) for place, node in nodes.items() for key, v in node.items() if key != "_target_"]
 
 
 @functools.cache
@@ -121,7 +121,7 @@ def other_values(group, option, place, key, value):
     if isinstance(value, str):
         with pytest.raises(ConfigError) as error:
             with_value(group, option, place, key, "no such choice")
-        return re.search(r"one of ([\w, ]+), got", str(error.value))[1].split(", ")
+        return re.findall(r"one of ([\w, ]+), got", str(error.value))[0].split(", ")
     return [0.5, 2, "balanced"]
 
 
