@@ -32,7 +32,7 @@ class Failing(NamedTuple):
 
 
 DIVERGING = "optimizer=sgd name=${optimizer.learning_rate} optimizer.learning_rate"
-BARE = "~model.hidden ~model.activation ~model.dropout ~model.batch_norm"
+BARE = "model=linear"  # an option without keys
 FAILING = {
     "devices that are not there": Failing("trainer.devices=gpu:99", 2, ("trainer.devices=gpu:99 needs 99 GPU(s)",), {}),
     "NaN": Failing(

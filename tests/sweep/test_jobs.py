@@ -67,6 +67,7 @@ def test_only_a_sweep_that_is_to_stop_stops(policy, failed, stops, monkeypatch):
 
 SWEEPS = {
     "activation_depth": 12,
+    "augmentation_study": 21,
     "data_size": 21,
     "depth_study": 24,
     "folds": 5,

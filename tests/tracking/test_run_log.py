@@ -442,7 +442,7 @@ def test_an_answer_that_is_lost_at_the_end_costs_neither_scores_nor_training(tmp
     case = Case(["name=r", "data=digits", "model=linear", "trainer.epochs=2"], str(with_store(tmp_path)))
     first, second = commands({"first": case._replace(setup=LOST), "second": case}).values()
     assert (first.code, second.code) == (1, 0), first.err + second.err
-    assert "which was interrupted after 2 epochs (shown again)" in second.err  # of 2: none is trained again
+    assert "which was interrupted after 2 epochs (they are printed again)" in second.err  # of 2: none is trained again
     scores = [line.split("  ")[:3] for line in (first.out + second.out).splitlines() if "test_accuracy" in line]
     assert scores == [scores[0]] * 2
     assert runs(tmp_path) == {"r-s0": "FINISHED"}
