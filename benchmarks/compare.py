@@ -37,7 +37,7 @@ TAGS = {
     "threads": "2",
     "code.commit": "c" * 40,
     "code.dirty": "false",
-    "execution": "resident",
+    "execution": "device_loop",
     "execution.why": "one device",
     "execution.xla": "True",
     "overrides": "model=mlp",

@@ -1,6 +1,6 @@
 """`python -m benchmarks.scaling`: how cost grows with batch size, hidden width and number of images.
 
-Training images a second of one hidden layer with Adam, in this process, without tracking: resident execution against
+Training images a second of one hidden layer with Adam, in this process, without tracking: the device loop against
 the same trainer's plain Keras execution. Written as benchmarks/results/scaling.md and docs/images/scaling.png.
 """
 
@@ -19,7 +19,7 @@ from mnist_exp.losses import cross_entropy
 from mnist_exp.training import devices, trainer
 
 EXECUTIONS = {
-    "resident": trainer.Execution("resident", True, ""),
+    "device loop": trainer.Execution("device_loop", True, ""),
     "keras fit": trainer.Execution("keras", True, ""),
 }
 

@@ -83,7 +83,7 @@ def test_every_callback_trains(option, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("execution", ["resident", "keras", "mirrored"])
+@pytest.mark.parametrize("execution", ["device_loop", "keras", "mirrored"])
 def test_every_model_and_optimizer_trains_in_every_execution_and_precision(execution, precision):
     command = [sys.executable, "-m", "tests.test_everything", execution, precision]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)

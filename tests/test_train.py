@@ -150,7 +150,7 @@ def test_a_run_leaves_everything(sweep, name):
     assert (tags["data.name"], tags["selection"], tags["execution"], tags["device"]) == (
         "digits",
         "validation",
-        "resident",
+        "device_loop",
         "cpu",
     )
     (dataset,) = run.inputs.dataset_inputs

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import statistics
-from mnist_exp.config import STAND_INS, changes_result, current_params, flatten
+from mnist_exp.config import RENAMED_EXECUTIONS, STAND_INS, changes_result, current_params, flatten
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
@@ -187,7 +187,8 @@ def settings(run: RunInfo) -> dict[str, str]:
         if changes_result(key) and key not in left_out:
             group, _, name = key.partition(".")
             found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value
-    found |= {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
+    tags = {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
+    found |= {key: RENAMED_EXECUTIONS.get(value, value) for key, value in tags.items()}
     if "identity.facts" in run.tags:
         return found | _software(run.tags["identity.facts"])
     return found | {key: run.tags[key] for key in ("code.commit", "code.dirty") if key in run.tags}

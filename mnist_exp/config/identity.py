@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.config.schema import CONF_DIR, LISTS, Config, early_stopping, flatten
+from mnist_exp.config.schema import CONF_DIR, LISTS, RENAMED_EXECUTIONS, Config, early_stopping, flatten
 from mnist_exp.data import Subset
 from mnist_exp.redact import redact
 
@@ -57,6 +57,8 @@ def current_params(logged: Mapping[str, str]) -> dict[str, str]:
     found |= {**dict.fromkeys(NULL_IS_ABSENT, "None"), **logged}
     if found["loss._target_"] == "mnist_exp.losses.cross_entropy":
         found = {"loss.label_smoothing": "0.0", "loss.class_weight": "None", **found}
+    if (execution := found.get("trainer.execution")) in RENAMED_EXECUTIONS:
+        found["trainer.execution"] = RENAMED_EXECUTIONS[execution]
     monitor, patience = found.pop("trainer.early_stopping", "None"), found.pop("trainer.patience", "3")
     if monitor != "None":
         found["callbacks"] = ",".join(name for name in (found["callbacks"], "early_stopping") if name != "None")

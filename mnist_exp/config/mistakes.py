@@ -83,8 +83,8 @@ def _mistakes(config: Config) -> Iterator[str]:
             yield str(error)
     yield from _fold_mistakes(config.data)
     yield from _unfit_callbacks(config)
-    if config.trainer.execution == "resident" and ":" in config.trainer.devices:
-        yield f"trainer.execution=resident runs on one device, got trainer.devices={config.trainer.devices}"
+    if config.trainer.execution == "device_loop" and ":" in config.trainer.devices:
+        yield f"trainer.execution=device_loop runs on one device, got trainer.devices={config.trainer.devices}"
 
 
 def _fold_mistakes(node: Any) -> Iterator[str]:

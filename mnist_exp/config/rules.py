@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "threads": _optional(_integer(1, MAX_THREADS)),
-    "execution": _choice("auto", "resident", "keras"),
+    "execution": _choice("auto", "device_loop", "keras"),
     "devices": Rule(
         "auto, cpu, gpu, or cpu:N or gpu:N with N from 2 to 99",
         lambda v: isinstance(v, str) and re.fullmatch(r"auto|(cpu|gpu)(:([2-9]|[1-9]\d))?", v) is not None,

@@ -115,11 +115,16 @@ REPLACED = {
 }
 
 
+# Values of `trainer.execution` and of the tag `execution` in earlier versions, and their names today.
+RENAMED_EXECUTIONS = {"resident": "device_loop"}
+
+
 def today(logged: LoggedConfig) -> Config:
     """The config with early stopping as a callback, where earlier versions had it in the trainer."""
     config, trainer = Config(), TrainerConfig()
     given = dict(vars(logged.trainer))  # also the keys that `+` added, which `check` will refuse
     monitor, patience = given.pop("early_stopping"), given.pop("patience")
+    given["execution"] = RENAMED_EXECUTIONS.get(given["execution"], given["execution"])
     vars(trainer).update(given)
     vars(config).update(vars(logged), trainer=trainer)
     if monitor is not None:

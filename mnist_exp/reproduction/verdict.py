@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mnist_exp.config import changes_result, current_params
+from mnist_exp.config import RENAMED_EXECUTIONS, changes_result, current_params
 from mnist_exp.console import printable
 from mnist_exp.provenance.modules import module_name
 from mnist_exp.reproduction.record import EpochRecord, Record
@@ -180,6 +180,7 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
     config = _texts(environment, "config")
     hardware = _texts(environment, "hardware")
     source = _texts(environment, "source")
+    execution = tags.get("execution")
     files = {key: digest for key, digest in (source or {}).items() if key.endswith(".py")}
     # Earlier versions recorded only a target's module, by its dotted name instead of its file's.
     known_modules = source is not None and len(files) == len(source)
@@ -190,7 +191,7 @@ def _factors(record: Record) -> dict[str, dict[str, str] | None]:
         "version of": {**packages, "python": python.get("", _UNSET)} if packages and python else None,
         "threads": _texts(tags, "threads") or _texts(facts, "threads"),
         "device": _texts(tags, "device") or _texts(facts, "device"),
-        "execution": _texts(tags, "execution"),
+        "execution": _texts({"": RENAMED_EXECUTIONS.get(str(execution), execution)}, ""),
         "execution.xla": _texts(tags, "execution.xla"),
         "variable": _texts(environment, "variables"),
         "hardware": hardware and {key: hardware[key] for key in _HARDWARE if key in hardware},

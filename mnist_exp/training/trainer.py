@@ -24,7 +24,7 @@ CHUNK_XLA, CHUNK_GRAPH = 500, 50
 class Execution(NamedTuple):
     """How the steps are run, and why so."""
 
-    name: str  # resident, mirrored or keras
+    name: str  # device_loop, mirrored or keras
     xla: bool
     why: str
 
@@ -41,11 +41,11 @@ class Fitted(NamedTuple):
 def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool) -> Execution:
     """Decide by the layers and the devices, never by timing: two runs of one config must run alike.
 
-    Measured on two cores, seconds an epoch of MNIST: an MLP takes 1.2 in plain `fit`, 0.5 resident, 0.23 resident
-    with XLA; a CNN takes 21, 15 and 400, because XLA's convolutions on a CPU are naive loops.
+    Measured on two cores, seconds an epoch of MNIST: an MLP takes 1.2 in plain `fit`, 0.5 in the device loop, 0.23
+    there with XLA; a CNN takes 21, 15 and 400, because XLA's convolutions on a CPU are naive loops.
 
     Raises:
-        RequestError: `resident` was asked for on several devices.
+        RequestError: `device_loop` was asked for on several devices.
     """
     slow = [
         layer.name for layer in model._flatten_layers(include_self=False) if _slow_in_cpu_xla(layer)
@@ -53,12 +53,12 @@ def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool
     xla = gpu or not slow
     why = "" if xla else f", without XLA, which is slow on a CPU for {', '.join(slow)}"
     if devices > 1:
-        if wanted == "resident":
-            raise RequestError("trainer.execution=resident runs on one device, trainer.devices asks for more")
+        if wanted == "device_loop":
+            raise RequestError("trainer.execution=device_loop runs on one device, trainer.devices asks for more")
         return Execution("mirrored", False, f"{devices} devices")
     if wanted == "keras":
         return Execution("keras", xla, "asked for" + why)
-    return Execution("resident", xla, ("one device" if wanted == "auto" else "asked for") + why)
+    return Execution("device_loop", xla, ("one device" if wanted == "auto" else "asked for") + why)
 
 
 def _slow_in_cpu_xla(layer: keras.Layer) -> bool:
@@ -158,7 +158,7 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
         train, validation = (soft(split, dataset.num_classes) for split in (train, validation))
     span = range(first_epoch, training.epochs)
     with epochs_of(dataset.train, training.seed, augmentation, span) as epochs:
-        if training.execution.name == "resident":
+        if training.execution.name == "device_loop":
             calls = max(
                 (getattr(callback, "calls_per_epoch", 1) for callback in training.callbacks.values()), default=1
             )

@@ -280,6 +280,12 @@ def test_early_stopping_of_an_earlier_version_is_a_callback(tmp_path):
     }
 
 
+def test_the_earlier_name_of_the_device_loop_is_read_as_todays():
+    assert check(composed("trainer.execution=resident")) == check(composed("trainer.execution=device_loop"))
+    logged = {"trainer.execution": "resident", "trainer.epochs": "2"}
+    assert current_params(logged)["trainer.execution"] == "device_loop"
+
+
 def mine(image_shape, num_classes, *, size):
     raise NotImplementedError
 

@@ -119,7 +119,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "name=lr/../base": ("name must be a name, not a path, got 'lr/../base'",),
     r"tracking.experiment=..\x": ("tracking.experiment must be a name, not a path, got '..",),
     "tracking.experiment=": ("tracking.experiment must be text of 1 to 200 printable characters, got ''",),
-    "trainer.execution=fast": ("trainer.execution must be one of auto, resident, keras, got 'fast'",),
+    "trainer.execution=fast": ("trainer.execution must be one of auto, device_loop, keras, got 'fast'",),
     "trainer.devices=tpu": ("trainer.devices must be auto, cpu, gpu, or cpu:N or gpu:N", "got 'tpu'"),
     "trainer.devices=cpu:100000": ("trainer.devices must be", "cpu:N or gpu:N with N from 2 to 99, got 'cpu:100000'"),
     "trainer.precision=float8": ("trainer.precision must be one of float32, mixed_bfloat16, mixed_float16",),
@@ -142,7 +142,10 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "+callbacks.x={_target_:mnist_exp.training.callbacks.tensorboard,histograms:true,folder:x}": (
         "callbacks.x.folder is not a key of mnist_exp.training.callbacks.tensorboard; its keys: histograms",
     ),
-    "trainer.execution=resident trainer.devices=cpu:2": ("trainer.execution=resident runs on one device, got", "cpu:2"),
+    "trainer.execution=device_loop trainer.devices=cpu:2": (
+        "trainer.execution=device_loop runs on one device, got",
+        "cpu:2",
+    ),
     # keys of a sweep that a single run would not read
     "sweep.seeds=3": ("sweep.seeds is for a sweep, got 3 in a single run: add -m",),
     "sweep.preflight=only": ("sweep.preflight is for a sweep, got 'only' in a single run: add -m",),

@@ -122,7 +122,7 @@ def changed(path, value):
         (("python",), "3.12", "version of python: 3.11.7 then, 3.12 now"),
         (("tags", "threads"), "1", "threads: 2 then, 1 now"),
         (("facts", "device"), "gpu", "device: cpu then, gpu now"),
-        (("tags", "execution"), "keras", "execution: resident then, keras now"),
+        (("tags", "execution"), "keras", "execution: device_loop then, keras now"),
         (("tags", "execution.xla"), "False", "execution.xla: True then, False now"),
         (("variables", "XLA_FLAGS"), "--x", "variable XLA_FLAGS: unset then, --x now"),
         (("hardware", "cores"), 1, "hardware cores: 2 then, 1 now"),
@@ -145,6 +145,11 @@ def test_each_factor_is_named(path, value, line):
 )
 def test_what_cannot_change_a_result_is_no_factor(path):
     assert compare_factors(record(), changed(path, "other")) == ([], [])
+
+
+def test_the_earlier_name_of_the_device_loop_is_no_factor():
+    now = record(tags={**TAGS, "execution": "device_loop"})
+    assert compare_factors(record(), now) == ([], [])
 
 
 def test_what_is_not_recorded_is_said():

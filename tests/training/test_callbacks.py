@@ -11,7 +11,7 @@ from mnist_exp.training import callbacks, devices, trainer
 from mnist_exp.training.trainer import Execution
 from tests.helpers.digits import small
 
-RESIDENT, KERAS = Execution("resident", True, ""), Execution("keras", False, "")
+DEVICE_LOOP, KERAS = Execution("device_loop", True, ""), Execution("keras", False, "")
 
 
 class Weights(keras.callbacks.Callback):
@@ -25,7 +25,7 @@ class Weights(keras.callbacks.Callback):
         self.seen.append(self.model.get_weights())
 
 
-def fit(optimizer, made, *, epochs=1, execution=RESIDENT, images=200, batch_size=8):
+def fit(optimizer, made, *, epochs=1, execution=DEVICE_LOOP, images=200, batch_size=8):
     devices.fresh_session(0, "float32")
     model = models.mlp((28, 28, 1), 10, hidden=[16], activation="relu", dropout=0.0, batch_norm=True)
     training = trainer.Training(losses.cross_entropy(10), optimizer, epochs, batch_size, 0, execution, callbacks=made)
@@ -83,7 +83,7 @@ def test_tensorboard_has_to_be_installed(monkeypatch, tmp_path):
         callbacks.tensorboard(folder=tmp_path, histograms=False)
 
 
-@pytest.mark.parametrize("execution", [RESIDENT, KERAS], ids=lambda execution: execution.name)
+@pytest.mark.parametrize("execution", [DEVICE_LOOP, KERAS], ids=lambda execution: execution.name)
 def test_the_range_test_measures_the_loss_while_the_rate_rises(execution):
     test, before = callbacks.lr_range(points=25), Weights()
     before.on_train_begin = lambda logs=None: before.seen.append(before.model.get_weights())

@@ -55,7 +55,7 @@ def test_the_first_layer_that_is_not_finite_is_named(rate, loss, message):
 
 def test_an_execution_of_many_steps_at_once_is_refused():
     with pytest.raises(RequestError, match=r"^debug=find_nan needs trainer\.execution=keras and one device"):
-        train(keras.optimizers.SGD(0.01), execution=Execution("resident", False, ""))
+        train(keras.optimizers.SGD(0.01), execution=Execution("device_loop", False, ""))
 
 
 @pytest.mark.parametrize("debug", ["fast", "overfit", "find_nan", "profile"])

@@ -23,7 +23,7 @@ from mnist_exp.training.trainer import Execution
 from tests.helpers import replicas
 from tests.helpers.digits import small
 
-RESIDENT, RESIDENT_GRAPH = Execution("resident", True, ""), Execution("resident", False, "")
+DEVICE_LOOP, DEVICE_LOOP_GRAPH = Execution("device_loop", True, ""), Execution("device_loop", False, "")
 KERAS = Execution("keras", False, "")
 PLAIN = {"activation": "relu", "dropout": 0.0, "batch_norm": False}
 
@@ -97,10 +97,10 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam_cosine", pytest.param("all", marks=pytest.mark.slow)])
-def test_resident_agrees_with_keras_at_each_of_200_steps(name, monkeypatch):
+def test_device_loop_agrees_with_keras_at_each_of_200_steps(name, monkeypatch):
     monkeypatch.setattr(trainer, "CHUNK_XLA", 1)
     for chosen in OPTIMIZERS if name == "all" else [name]:
-        runs = [train(execution, mlp, OPTIMIZERS[chosen], epochs=13) for execution in (RESIDENT, KERAS)]
+        runs = [train(execution, mlp, OPTIMIZERS[chosen], epochs=13) for execution in (DEVICE_LOOP, KERAS)]
         losses = [run[1] for run in runs]
         assert len(losses[0]) == len(losses[1]) == 13 * 16  # the batch of 40 included
         np.testing.assert_allclose(losses[0][:200], losses[1][:200], rtol=1e-5, err_msg=chosen)
@@ -111,12 +111,12 @@ def test_resident_agrees_with_keras_at_each_of_200_steps(name, monkeypatch):
 @pytest.mark.parametrize(
     ("build", "execution"),
     [
-        pytest.param(lambda: mlp(batch_norm=True), RESIDENT, id="batch_norm"),
-        pytest.param(lambda: mlp(dropout=0.3), RESIDENT, id="dropout"),
-        pytest.param(cnn, RESIDENT_GRAPH, id="cnn"),
+        pytest.param(lambda: mlp(batch_norm=True), DEVICE_LOOP, id="batch_norm"),
+        pytest.param(lambda: mlp(dropout=0.3), DEVICE_LOOP, id="dropout"),
+        pytest.param(cnn, DEVICE_LOOP_GRAPH, id="cnn"),
     ],
 )
-def test_resident_agrees_with_keras_for_other_layers(build, execution, monkeypatch):
+def test_device_loop_agrees_with_keras_for_other_layers(build, execution, monkeypatch):
     monkeypatch.setattr(trainer, "CHUNK_XLA", 1)
     monkeypatch.setattr(trainer, "CHUNK_GRAPH", 1)
     ours, theirs = (train(e, build, OPTIMIZERS["sgd"], epochs=3) for e in (execution, KERAS))
@@ -126,11 +126,11 @@ def test_resident_agrees_with_keras_for_other_layers(build, execution, monkeypat
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_resident_agrees_with_keras_in_mixed_precision(precision):
+def test_device_loop_agrees_with_keras_in_mixed_precision(precision):
     few = small(200, 50)
     ours, theirs = (
         train(execution, mlp, OPTIMIZERS["adam_cosine"], dataset=few, precision=precision)[0].history
-        for execution in (RESIDENT_GRAPH, KERAS)
+        for execution in (DEVICE_LOOP_GRAPH, KERAS)
     )
     for metric in ("train_loss", "val_loss"):
         np.testing.assert_allclose(ours[metric], theirs[metric], rtol=0.02)
@@ -138,10 +138,10 @@ def test_resident_agrees_with_keras_in_mixed_precision(precision):
 
 
 def test_same_seed_same_bits_also_after_another_run_in_between():
-    first = train(RESIDENT, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"])
-    train(RESIDENT_GRAPH, cnn, OPTIMIZERS["sgd"], seed=3, epochs=1)
-    again = train(RESIDENT, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"])
-    other = train(RESIDENT, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"], seed=1)
+    first = train(DEVICE_LOOP, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"])
+    train(DEVICE_LOOP_GRAPH, cnn, OPTIMIZERS["sgd"], seed=3, epochs=1)
+    again = train(DEVICE_LOOP, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"])
+    other = train(DEVICE_LOOP, lambda: mlp(dropout=0.2), OPTIMIZERS["adam_cosine"], seed=1)
     assert all(np.array_equal(a, b) for a, b in zip(first[2], again[2], strict=True))
     assert first[1] == again[1]
     assert first[1] != other[1]
@@ -155,10 +155,10 @@ def programs():
 def test_an_equal_model_finds_its_programs_compiled_and_gets_the_same_bits(name):
     make = OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.002))
     device_loop._cached_programs.cache_clear()
-    alone = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
+    alone = train(DEVICE_LOOP, lambda: mlp(dropout=0.1), make, seed=5)
     device_loop._cached_programs.cache_clear()
-    train(RESIDENT, lambda: mlp(dropout=0.1), OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.001)), seed=2)
-    second = train(RESIDENT, lambda: mlp(dropout=0.1), make, seed=5)
+    train(DEVICE_LOOP, lambda: mlp(dropout=0.1), OPTIMIZERS.get(name, lambda: keras.optimizers.Adam(0.001)), seed=2)
+    second = train(DEVICE_LOOP, lambda: mlp(dropout=0.1), make, seed=5)
     assert (programs().misses, programs().hits) == (1, 1)
     assert second[1] == alone[1]
     assert all(np.array_equal(a, b) for a, b in zip(alone[2], second[2], strict=True))
@@ -195,7 +195,7 @@ def test_parts_of_a_users_own_are_compiled_anew(layer):
         return layers.classifier(images, layer()(keras.layers.Flatten()(pixels)), 10)
 
     before = programs()
-    first, second = (train(RESIDENT, build, OPTIMIZERS["sgd"], epochs=1) for _ in range(2))
+    first, second = (train(DEVICE_LOOP, build, OPTIMIZERS["sgd"], epochs=1) for _ in range(2))
     assert programs() == before
     assert first[1] == second[1]
 
@@ -209,7 +209,7 @@ def test_an_interrupted_model_has_the_state_it_came_to():
 
     seen = []
     optimizer = keras.optimizers.Adam()
-    training = trainer.Training(losses.cross_entropy(10), optimizer, 3, 64, 0, RESIDENT)
+    training = trainer.Training(losses.cross_entropy(10), optimizer, 3, 64, 0, DEVICE_LOOP)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(model, small(), training, on_epoch=interrupt)
     assert seen == [weights_digest(model)]
@@ -263,16 +263,16 @@ def stop_at_once():
     ("execution", "build", "make_optimizer", "make_callbacks", "precision"),
     [
         pytest.param(
-            RESIDENT,
+            DEVICE_LOOP,
             lambda: mlp(dropout=0.2, batch_norm=True),
             lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
             lambda: [early_stopping("val_loss", 9)],
             "float32",
-            id="resident",
+            id="device_loop",
         ),
-        pytest.param(RESIDENT, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
+        pytest.param(DEVICE_LOOP, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
         pytest.param(
-            RESIDENT,
+            DEVICE_LOOP,
             mlp,
             lambda: keras.optimizers.SGD(2.0),
             stop_at_once,
@@ -295,15 +295,15 @@ def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
     tmp_path, execution, build, make_optimizer, make_callbacks, precision
 ):
     whole = interrupted(None, execution, build, make_optimizer, make_callbacks, None, precision)
-    for after in (1, 3) if execution == RESIDENT else (2,):
+    for after in (1, 3) if execution == DEVICE_LOOP else (2,):
         again = interrupted(tmp_path / str(after), execution, build, make_optimizer, make_callbacks, after, precision)
         assert again == whole
 
 
 def test_stretches_do_not_change_the_bits(monkeypatch):
-    whole = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
+    whole = train(DEVICE_LOOP, mlp, OPTIMIZERS["adam_cosine"])
     monkeypatch.setattr(trainer, "CHUNK_XLA", 5)
-    cut = train(RESIDENT, mlp, OPTIMIZERS["adam_cosine"])
+    cut = train(DEVICE_LOOP, mlp, OPTIMIZERS["adam_cosine"])
     assert (len(whole[1]), len(cut[1])) == (2, 8)
     assert all(np.array_equal(a, b) for a, b in zip(whole[2], cut[2], strict=True))
 
@@ -319,7 +319,7 @@ def test_early_stopping_restores_the_best_epoch():
     dataset = small(200, 100)
     stop = early_stopping("val_loss", 2)
     fitted, _, weights = train(
-        RESIDENT, mlp, lambda: keras.optimizers.SGD(0.9), epochs=60, callbacks=[stop], dataset=dataset
+        DEVICE_LOOP, mlp, lambda: keras.optimizers.SGD(0.9), epochs=60, callbacks=[stop], dataset=dataset
     )
     losses = fitted.history["val_loss"]
     assert len(losses) < 60
@@ -338,7 +338,7 @@ def test_keras_callbacks_work_behind_the_compiled_loop(tmp_path):
         keras.callbacks.ModelCheckpoint(str(best), monitor="val_accuracy", save_best_only=True, save_weights_only=True),
         keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
     ]
-    fitted, _, _ = train(RESIDENT, mlp, lambda: keras.optimizers.SGD(0.1), epochs=4, callbacks=callbacks)
+    fitted, _, _ = train(DEVICE_LOOP, mlp, lambda: keras.optimizers.SGD(0.1), epochs=4, callbacks=callbacks)
     assert fitted.history["learning_rate"] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
     assert best.exists()
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
@@ -359,12 +359,12 @@ def mixed():
 def test_every_execution_trains_on_the_same_augmented_images(augmentation):
     found = [
         train(execution, mlp, lambda: keras.optimizers.SGD(0.1), augmentation=made)
-        for execution, made in ((RESIDENT, augmentation()), (KERAS, augmentation()), (RESIDENT, None))
+        for execution, made in ((DEVICE_LOOP, augmentation()), (KERAS, augmentation()), (DEVICE_LOOP, None))
     ]
-    resident, plain, without = ([fitted.history, weights] for fitted, _, weights in found)
+    looped, plain, without = ([fitted.history, weights] for fitted, _, weights in found)
     for metric in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
-        np.testing.assert_allclose(resident[0][metric], plain[0][metric], rtol=1e-5, err_msg=metric)
-    for ours, keras_own, other in zip(resident[1], plain[1], without[1], strict=True):
+        np.testing.assert_allclose(looped[0][metric], plain[0][metric], rtol=1e-5, err_msg=metric)
+    for ours, keras_own, other in zip(looped[1], plain[1], without[1], strict=True):
         np.testing.assert_allclose(ours, keras_own, atol=1e-5)
         assert np.abs(ours - other).max() > 1e-3  # it changes the training
 
@@ -373,7 +373,7 @@ def augmenting():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("augmentation")]
 
 
-@pytest.mark.parametrize("execution", [RESIDENT, KERAS], ids=["resident", "keras"])
+@pytest.mark.parametrize("execution", [DEVICE_LOOP, KERAS], ids=["device_loop", "keras"])
 def test_the_next_epoch_is_augmented_while_one_trains_and_no_thread_stays(execution, monkeypatch):
     begun, seen = [], []
 
@@ -428,11 +428,11 @@ class SmoothedLoss(keras.losses.Loss):
 def test_a_loss_of_a_users_own_is_what_is_minimised_in_every_execution():
     found = [
         train(execution, mlp, lambda: keras.optimizers.SGD(0.1), loss=loss)
-        for execution, loss in ((RESIDENT, SmoothedLoss()), (KERAS, SmoothedLoss()), (RESIDENT, None))
+        for execution, loss in ((DEVICE_LOOP, SmoothedLoss()), (KERAS, SmoothedLoss()), (DEVICE_LOOP, None))
     ]
-    resident, plain, without = (fitted.history["train_loss"] for fitted, _, _ in found)
-    np.testing.assert_allclose(resident, plain, rtol=1e-5)
-    assert np.abs(np.subtract(resident, without)).max() > 0.05
+    looped, plain, without = (fitted.history["train_loss"] for fitted, _, _ in found)
+    np.testing.assert_allclose(looped, plain, rtol=1e-5)
+    assert np.abs(np.subtract(looped, without)).max() > 0.05
 
 
 class Counting(keras.callbacks.Callback):
@@ -468,7 +468,7 @@ def test_a_continued_training_has_the_state_of_callbacks_and_augments_alike(tmp_
             9,
             64,
             0,
-            RESIDENT,
+            DEVICE_LOOP,
             rotation(),
             {"own": Counting()},
             folder,
@@ -504,7 +504,7 @@ def test_divergence_is_an_error_after_its_epoch_was_reported():
         trainer.fit(
             mlp(),
             small(),
-            trainer.Training(losses.cross_entropy(10), keras.optimizers.SGD(1e30), 3, 64, 0, RESIDENT),
+            trainer.Training(losses.cross_entropy(10), keras.optimizers.SGD(1e30), 3, 64, 0, DEVICE_LOOP),
             on_epoch=lambda epoch, metrics, weights: seen.append((epoch, metrics["train_loss"])),
         )
     assert [epoch for epoch, _ in seen] == [1]
@@ -513,10 +513,10 @@ def test_divergence_is_an_error_after_its_epoch_was_reported():
 @pytest.mark.parametrize(
     ("wanted", "build", "replicas", "gpu", "expected"),
     [
-        pytest.param("auto", mlp, 1, False, ("resident", True, "one device"), id="mlp_cpu"),
-        pytest.param("auto", cnn, 1, True, ("resident", True, "one device"), id="cnn_gpu"),
+        pytest.param("auto", mlp, 1, False, ("device_loop", True, "one device"), id="mlp_cpu"),
+        pytest.param("auto", cnn, 1, True, ("device_loop", True, "one device"), id="cnn_gpu"),
         pytest.param(
-            "auto", lambda: mlp(dropout=0.2, noise=0.1), 1, False, ("resident", True, "one device"), id="own_random"
+            "auto", lambda: mlp(dropout=0.2, noise=0.1), 1, False, ("device_loop", True, "one device"), id="own_random"
         ),
         pytest.param("keras", mlp, 1, False, ("keras", True, "asked for"), id="keras"),
         pytest.param("auto", mlp, 2, False, ("mirrored", False, "2 devices"), id="two_devices"),
@@ -530,7 +530,7 @@ def test_execution_names_the_layers_that_rule_out_xla_on_a_cpu():
     drops = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5, name="drop"), keras.layers.Dense(2)])
     for model, name in ((cnn(), "conv2d"), (drops, "drop")):
         execution = trainer.choose_execution("auto", model, 1, gpu=False)
-        assert (execution.name, execution.xla) == ("resident", False)
+        assert (execution.name, execution.xla) == ("device_loop", False)
         assert name in execution.why
 
 
@@ -563,9 +563,9 @@ def test_a_convolution_in_a_model_within_the_model_rules_out_xla_on_a_cpu():
         assert name in chosen.why
 
 
-def test_resident_on_several_devices_is_refused():
-    with pytest.raises(ValueError, match=r"trainer\.execution=resident runs on one device"):
-        trainer.choose_execution("resident", mlp(), 2, gpu=False)
+def test_device_loop_on_several_devices_is_refused():
+    with pytest.raises(ValueError, match=r"trainer\.execution=device_loop runs on one device"):
+        trainer.choose_execution("device_loop", mlp(), 2, gpu=False)
 
 
 def test_clipping_by_norm_on_several_devices_is_refused():
@@ -630,7 +630,7 @@ few, losses = small(80, 40), {}
 pairs = {("linear", name) for name in options["optimizer"]} | {(name, "adam") for name in options["model"]}
 for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
     for model_name, optimizer_name in sorted(pairs):
-        for wanted in ("mirrored",) if strategy else ("resident", "keras"):
+        for wanted in ("mirrored",) if strategy else ("device_loop", "keras"):
             devices.fresh_session(0, precision)
             with strategy.scope() if strategy else contextlib.nullcontext():
                 model = config.build(options["model"][model_name], (28, 28, 1), 10)
@@ -654,9 +654,9 @@ def test_every_precision_trains_every_optimizer_and_model_in_every_execution():
     assert len(found) == 3 * (9 + 4 - 1) * 3  # the linear model with Adam is of both lists
     for name, loss in found.items():
         assert 0 < loss < 20, name
-        resident = found[f"{name.rpartition(' ')[0]} resident"]
+        looped = found[f"{name.rpartition(' ')[0]} device_loop"]
         tolerance = 1e-4 if name.startswith("float32") else 0.02
-        np.testing.assert_allclose(loss, resident, rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(loss, looped, rtol=tolerance, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -668,7 +668,7 @@ def one_device(tmp_path_factory):
 @pytest.mark.parametrize(("run", "layers"), list(enumerate(["plain", "bn", "augmented"])))
 def test_two_devices_end_with_the_weights_of_one(two_devices, one_device, run, layers):
     (one, said_one), (two, said_two, _) = one_device, two_devices
-    assert said_one[run][:2] == ["resident", "cpu"]
+    assert said_one[run][:2] == ["device_loop", "cpu"]
     assert said_two[run][:2] == ["mirrored", "2 x cpu"]
     np.testing.assert_allclose(said_one[run][2], said_two[run][2], rtol=1e-5)
     with np.load(one / f"{layers}.npz") as a, np.load(two / f"{layers}.npz") as b:
