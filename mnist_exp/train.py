@@ -10,11 +10,9 @@ if __name__ == "__main__" or sys.argv[0].endswith("mnist-exp-train"):
     signal.signal(signal.SIGINT, handler if handler is signal.SIG_IGN else lambda *_: os._exit(130))
 
 import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, chdir, nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -24,14 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mnist_exp import commands, console
-from mnist_exp.config import CONF_DIR, REPLACED, Config, SweepConfig, check, explain, run_name
+from mnist_exp.config import CONF_DIR, REPLACED, Config, check, explain, run_name
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError, first_line
-from mnist_exp.experiment import prepare, run
-from mnist_exp.reproduction.record import resumed
-from mnist_exp.sweep.jobs import is_auto, is_stopped, load, resolve_data, retry, stop_others, warn_unrecorded
-from mnist_exp.sweep.reuse import take_finished
-from mnist_exp.sweep.startup import device, import_tensorflow
-from mnist_exp.sweep.summary import abandon_sweep, job_tags
+from mnist_exp.job import prepare_job, run_job
+from mnist_exp.sweep.jobs import stop_others
+from mnist_exp.sweep.summary import abandon_sweep
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -55,61 +50,21 @@ def job(composed: DictConfig) -> float | list[float]:
 
 
 def _train(config: Config) -> float | list[float]:
-    """Loads the data, opens the store, trains. Most mistakes are found before TensorFlow is imported, which is slow."""
-    settings, tags, retries = HydraConfig.get(), {}, 0
-    if settings.mode == RunMode.RUN and config.sweep != SweepConfig():
-        usual, given = asdict(SweepConfig()), asdict(config.sweep)
-        key = next(key for key in given if given[key] != usual[key])
-        raise RequestError(f"sweep.{key} is for a sweep, got {given[key]!r} in a single run: add -m")
-    overrides = [text for text in settings.overrides.task if not text.startswith("sweep.")]
+    """Trains one run; returns the metrics named by `sweep.objective`, NaN if another job stopped the sweep."""
+    settings = HydraConfig.get()
     with _given_folder():
-        if config.resume is not None:
-            config, overrides = resumed(config, overrides)
-        if is_auto(config):
-            resolve_data(config)
-        dataset = load(config)
-        from mnist_exp import tracking
-
-        store = tracking.open_store(config.tracking.uri, config.tracking.experiment)
-        if config.init_from is not None:
-            config.init_from = tracking.find_finished(config.tracking.uri, config.init_from)
-    experiment = prepare(config, dataset, device(config.trainer))
-    if config.sweep.id is None:
-        tracking.end_dead_runs(store)
-        warn_unrecorded(experiment.user_code)
-    else:
-        if is_stopped(config, store):
-            return math.nan
-        if (known := take_finished(experiment, store, settings.job.num)) is not None:
-            return _objective(config, known)
-        tags, retries = job_tags(config.sweep.id, settings.job.num), config.sweep.retries
-    import_tensorflow()
-    from mnist_exp.sweep import preflight
-
-    preflight.check(config, dataset)
-    further = {"tags": tags, "overrides": overrides, **_follower(config)}
-    result = retry(lambda: run(experiment, store, Path(settings.runtime.output_dir), **further), retries)
-    return _objective(config, result.metrics)
+        prepared = prepare_job(config, settings.overrides.task)
+    result = run_job(prepared, Path(settings.runtime.output_dir), settings.job.num if config.sweep.id else 0)
+    if result is None:
+        return math.nan
+    values = [result.metrics[name] for name in config.sweep.objective]
+    return values if len(values) > 1 else values[0]
 
 
 def _given_folder() -> AbstractContextManager[None]:
     """The folder of the command, from which relative paths of the config start, also with `hydra.job.chdir`."""
     settings = HydraConfig.get()
     return chdir(settings.runtime.cwd) if settings.job.chdir else nullcontext()
-
-
-def _follower(config: Config) -> dict[str, Any]:
-    """The Optuna study that may prune the run, as an argument of `experiment.run`."""
-    if config.sweep.trial.id is None:
-        return {}
-    from mnist_exp.sweep import optuna_search  # Optuna takes a second to import
-
-    return {"follow": optuna_search.pruning(config.sweep)}
-
-
-def _objective(config: Config, metrics: Mapping[str, float]) -> float | list[float]:
-    values = [metrics[name] for name in config.sweep.objective]
-    return values if len(values) > 1 else values[0]
 
 
 def _arguments(given: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ LEVELS = (
     {"experiment"},
     {"sweep", "analysis", "commands"},
     {"reproduction"},  # begins a run as a job of a sweep does
+    {"job"},
     {"train", "compare", "reproduce", "relocate", "__main__"},
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
@@ -126,6 +127,7 @@ QUICK = {
     "console",
     "data",
     "errors",
+    "job",
     "provenance",
     "redact",
     "relocate",

@@ -233,7 +233,7 @@ def python(folder, code, *arguments, path=None):
     return done.returncode, done.stdout, done.stderr
 
 
-TRAIN = "from mnist_exp import train; train.main()"
+TRAIN = "from mnist_exp.train import main; main()"
 REPRODUCE = "from mnist_exp import reproduce; reproduce.main()"
 ONE_CORE = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {REPRODUCE}"
 

@@ -3,20 +3,23 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_exp import console
 from mnist_exp.config import flatten
 from mnist_exp.experiment import Experiment
 
+if TYPE_CHECKING:
+    from mnist_exp.tracking import RunInfo
 
-def take_finished(experiment: Experiment, store: Any, number: int) -> Mapping[str, float] | None:
+
+def take_finished(experiment: Experiment, store: Any, number: int) -> "RunInfo | None":
     """Makes a finished run with this identity the result of the sweep's n-th job.
 
     Each job asks the store anew, which takes 10 ms, because other jobs finish meanwhile.
 
     Returns:
-        The run's metrics; None if there is no such run, so that the job must train.
+        The run; None if there is no such run, so that the job must train.
     """
     from mnist_exp import tracking  # MLflow takes a second to import: not for a mistake
 
@@ -27,7 +30,7 @@ def take_finished(experiment: Experiment, store: Any, number: int) -> Mapping[st
     if run is not None:
         tracking.join_sweep(store, run, sweep.id, number)
         console.say(console.skipped_line(experiment.name, run.metrics, run.run_id))
-        return run.metrics
+        return run
     compared = next((run for run in alike if "identity.facts" in run.tags), None)
     if compared is not None:
         different = difference(json.loads(compared.tags["identity.facts"]), experiment.factors)
@@ -35,7 +38,7 @@ def take_finished(experiment: Experiment, store: Any, number: int) -> Mapping[st
     return None
 
 
-def alike_runs(experiment: Experiment, store: Any) -> list[Any]:
+def alike_runs(experiment: Experiment, store: Any) -> "list[RunInfo]":
     """Finished runs of the same config, newest first; none if `sweep.skip_finished` is off."""
     from mnist_exp import tracking  # as above
 
@@ -50,7 +53,7 @@ def alike_runs(experiment: Experiment, store: Any) -> list[Any]:
     ]
 
 
-def finished(experiment: Experiment, alike: Sequence[Any]) -> Any:
+def finished(experiment: Experiment, alike: "Sequence[RunInfo]") -> "RunInfo | None":
     """The newest of the runs that has the experiment's identity, if there is one."""
     return next((run for run in alike if run.tags.get("identity") == experiment.identity), None)
 

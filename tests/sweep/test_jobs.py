@@ -19,15 +19,16 @@ from tests.helpers.configs import composed
 # Its first argument is Hydra's; what would import TensorFlow fails instead.
 UNTRAINED = """
 import sys
-from mnist_exp import train
+from mnist_exp import job
 from mnist_exp.errors import RunError
 from mnist_exp.sweep import jobs
+from mnist_exp.train import main
 
 def fail():
     raise RunError("not trained")
 
-train.import_tensorflow, jobs.check_models = fail, lambda *_, **__: None
-train.main()
+job.import_tensorflow, jobs.check_models = fail, lambda *_, **__: None
+main()
 """
 
 

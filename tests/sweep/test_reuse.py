@@ -53,7 +53,7 @@ def job(monkeypatch):
         monkeypatch.setattr(tracking, "join_sweep", lambda store, run, *where: joined.append((run.run_id, *where)))
         experiment = prepare(config, SimpleNamespace(fingerprint="def"), "cpu")
         known = reuse.take_finished(experiment, None, 7)
-        return known and known["final_val_accuracy"], joined
+        return known and known.metrics["final_val_accuracy"], joined
 
     return ask
 
