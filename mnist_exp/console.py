@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_exp.errors import EXIT_TERMINATED
+from mnist_exp.errors import EXIT_TERMINATED, interruption
 from mnist_exp.redact import redact
 
 MAX_LINES, MAX_LETTERS = 20, 2000  # limits of `complain`, because a stranger's config may have 6,000 mistakes
@@ -173,6 +173,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if (stop := interruption(error)) is not None:
+            raise stop from None
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

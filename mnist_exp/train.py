@@ -23,7 +23,15 @@ from omegaconf import DictConfig
 
 from mnist_exp import commands, console
 from mnist_exp.config import CONF_DIR, REPLACED, Config, check, explain, run_name
-from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_INVALID, RequestError, RunError, first_line
+from mnist_exp.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_INVALID,
+    RequestError,
+    RunError,
+    first_line,
+    interruption,
+)
 from mnist_exp.job import prepare_job, run_job
 from mnist_exp.sweep.jobs import stop_others
 from mnist_exp.sweep.summary import abandon_sweep
@@ -39,6 +47,8 @@ def job(composed: DictConfig) -> float | list[float]:
         console.complain(str(error))
         code = EXIT_INVALID
     except Exception as error:  # noqa: BLE001 - the other jobs of the sweep continue
+        if (stop := interruption(error)) is not None:
+            raise stop from None
         if not isinstance(error, RunError | OSError):  # a diverged loss or a full disk is not a bug
             console.print_traceback(error)
         console.complain(f"run {run_name(composed)} failed: {type(error).__name__}: {first_line(error)}")

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mnist_exp import console
+from mnist_exp import console, train
+from tests.helpers.interrupts import hidden
 
 EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
 SHOWN = r"\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
@@ -21,6 +22,15 @@ def test_control_characters_are_escaped(capsys):
     said = capsys.readouterr()
     assert said.out == "first\n" + SHOWN.replace(r"\n", "\n") + "\n"
     assert all(line.isprintable() for line in (said.out + said.err).splitlines())
+
+
+def test_a_ctrl_c_that_a_library_hides_behind_an_error_ends_the_command(monkeypatch):
+    monkeypatch.setattr(console.signal, "signal", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt), console.interruptible():
+        hidden()
+    monkeypatch.setattr(train, "check", lambda _: hidden())
+    with pytest.raises(KeyboardInterrupt):
+        train.job.__wrapped__(None)
 
 
 def test_at_most_twenty_mistakes_are_printed(capsys):

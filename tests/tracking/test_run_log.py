@@ -22,6 +22,7 @@ from mnist_exp import tracking
 from mnist_exp.errors import RunError
 from mnist_exp.tracking import metrics_file, run_log, sender
 from tests.helpers.commands import Case, commands, drive, runs
+from tests.helpers.interrupts import hidden
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,12 @@ def test_ctrl_c_does_not_cut_through_a_transaction(store, tmp_path):
     assert happened[:2] == ["interrupted", "committed"]
     run = tracking.find_run(store.uri, "r")
     assert (run.status, run.metrics) == ("KILLED", {"loss": 0.5})
+
+
+def test_a_ctrl_c_that_a_library_hides_behind_an_error_kills_the_run(store):
+    with pytest.raises(KeyboardInterrupt), _run(store):
+        hidden()
+    assert tracking.find_run(store.uri, "r").status == "KILLED"
 
 
 def _run(store, resume=False):
