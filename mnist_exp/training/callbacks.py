@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.training import checkpoint
-from mnist_exp.training.device_loop import build_optimizer_state, state
+from mnist_exp.training.device_loop import state
 
 OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
@@ -117,7 +117,6 @@ class Checkpoints(keras.callbacks.Callback):
         if self.found is None:
             return 0
         with model.distribute_strategy.scope():
-            build_optimizer_state(model)
             for variable, value in zip(state(model), self.found.arrays, strict=False):  # the rest is the callbacks'
                 variable.assign(value)
         self.report.before = self.found.state["seconds"]

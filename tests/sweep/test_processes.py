@@ -180,8 +180,8 @@ def test_a_worker_that_is_killed_costs_its_own_job_and_the_others_give_the_bits_
     with start(side_by_side, *TWO, *given, group=True) as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    assert err.count("run mlp-adam-smoke-s0 failed: its process was killed, trying again") == 2
-    assert err.count("run mlp-adam-smoke-s0 failed: its process was killed\n") == 1
+    assert err.count("run linear-adam-smoke-s0 failed: its process was killed, trying again") == 2
+    assert err.count("run linear-adam-smoke-s0 failed: its process was killed\n") == 1
     # Each process builds the model twice: to estimate its memory, and to train it.
     pids = {width: set((side_by_side / f"pids-{width}").read_text().split()) for width in (1, 2, 3, 4)}
     assert {width: len(ids) for width, ids in pids.items()} == {1: 1, 2: 2, 3: 2, 4: 1}
@@ -207,7 +207,7 @@ def test_a_fork_server_that_is_killed_costs_no_run(tmp_path, with_store):
         server.kill()
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "run mlp-adam-smoke-s0 failed: its process was killed, trying again" in err
+    assert "run linear-adam-smoke-s0 failed: its process was killed, trying again" in err
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         found = list(database.execute("SELECT name, status FROM runs"))
     database.close()

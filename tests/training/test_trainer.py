@@ -1,9 +1,6 @@
 """The executions of the trainer compute the same thing, and the same thing each time."""
 
 import contextlib
-import json
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -610,53 +607,6 @@ def test_any_number_of_images_on_any_number_of_devices_is_as_on_one(number, size
         for a, b in zip(ours[1], theirs[1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6 if exact else 1e-3, err_msg=said)
         np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5 if exact else 0.05, err_msg=said)
-
-
-PRODUCT = """
-import contextlib, json, math, sys
-from pathlib import Path
-from omegaconf import OmegaConf
-from mnist_exp import builders, config, models
-from mnist_exp.losses import cross_entropy
-from mnist_exp.training import devices, trainer
-from tests.helpers.digits import small
-choice = sys.argv[1]
-strategy = devices.configure(choice, 2)
-def node(path):
-    return OmegaConf.to_container(OmegaConf.load(path))
-options = {group: {p.stem: node(p) for p in sorted((config.CONF_DIR / group).glob("*.yaml"))}
-           for group in ("model", "optimizer", "schedule")}
-few, losses = small(80, 40), {}
-pairs = {("linear", name) for name in options["optimizer"]} | {(name, "adam") for name in options["model"]}
-for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
-    for model_name, optimizer_name in sorted(pairs):
-        for wanted in ("mirrored",) if strategy else ("device_loop", "keras"):
-            devices.fresh_session(0, precision)
-            with strategy.scope() if strategy else contextlib.nullcontext():
-                model = config.build(options["model"][model_name], (28, 28, 1), 10)
-                nodes = options["optimizer"][optimizer_name], options["schedule"]["constant"]
-                optimizer = builders.build_optimizer(*nodes, 2)
-            execution = trainer.Execution(wanted, False, "")
-            fitted = trainer.fit(model, few, trainer.Training(cross_entropy(10), optimizer, 1, 40, 0, execution))
-            losses[f"{precision} {model_name} {optimizer_name} {wanted}"] = fitted.history["val_loss"][0]
-print(json.dumps(losses))
-"""
-
-
-@pytest.mark.slow
-def test_every_precision_trains_every_optimizer_and_model_in_every_execution():
-    found = {}
-    for choice in ("cpu", "cpu:2"):
-        command = [sys.executable, "-c", PRODUCT, choice]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stderr
-        found |= json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 3 * (9 + 4 - 1) * 3  # the linear model with Adam is of both lists
-    for name, loss in found.items():
-        assert 0 < loss < 20, name
-        looped = found[f"{name.rpartition(' ')[0]} device_loop"]
-        tolerance = 1e-4 if name.startswith("float32") else 0.02
-        np.testing.assert_allclose(loss, looped, rtol=tolerance, err_msg=name)
 
 
 @pytest.fixture(scope="module")
