@@ -15,7 +15,7 @@ from mnist_exp.models import CHEAP_RANDOM_LAYERS
 from mnist_exp.training.augmentation import Augmentation, soft
 from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, untuned, validation_batches
 from mnist_exp.training.callbacks import Checkpoints, OnEpoch, Report, WithinEpoch, best_epoch
-from mnist_exp.training.device_loop import chunks, device_loop
+from mnist_exp.training.device_loop import build_optimizer_state, chunks, device_loop
 
 # Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
 CHUNK_XLA, CHUNK_GRAPH = 500, 50
@@ -120,6 +120,8 @@ def fit(
         **{"weighted_metrics" if execution.name == "mirrored" else "metrics": [accuracy(name="accuracy")]},
         jit_compile=execution.xla and execution.name == "keras",
     )
+    with model.distribute_strategy.scope():  # Keras builds it while tracing, where ScheduleFreeAdamW reads no weights
+        build_optimizer_state(model)
     report = Report(len(dataset.train.labels), on_epoch, within_epoch)
     keep = Checkpoints(training.checkpoints, report, training.callbacks)
     done = keep.restore(model)
