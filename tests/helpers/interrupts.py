@@ -6,4 +6,4 @@ def hidden():
     try:
         raise KeyboardInterrupt
     finally:
-        None.cache  # noqa: B018
+        raise AttributeError
