@@ -43,8 +43,9 @@ def time_tracking() -> None:
     """Run the command in this process with the recording calls timed; print the figures."""
     import mlflow
 
-    from mnist_exp import experiment, provenance, tracking, train
+    from mnist_exp import experiment, provenance, tracking
     from mnist_exp.figures import run as plots
+    from mnist_exp.train import main
 
     totals: dict[str, list[float]] = defaultdict(list)
     for owner, names in (
@@ -59,7 +60,7 @@ def time_tracking() -> None:
         for name in names:
             setattr(owner, name, timed(totals, name, getattr(owner, name)))
     sys.argv = ["train", "experiment=workshop_mlp", "trainer.epochs=20"]
-    train.main()
+    main()
     epochs = totals.pop("metrics")
     totals["upload"].pop()  # the last one is part of close
     for name, seconds in sorted(totals.items(), key=lambda item: -sum(item[1])):

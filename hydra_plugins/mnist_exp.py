@@ -1,4 +1,4 @@
-"""The sweepers and the launcher of mnist_exp, where Hydra looks for them.
+"""The sweepers, the launcher and the callback of mnist_exp, where Hydra looks for them.
 
 Every program that uses Hydra in this environment imports this file. So it imports mnist_exp only when a program asks
 for one of these objects.
@@ -12,6 +12,15 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
+
+
+def __getattr__(name: str) -> Any:
+    """The callback of sweeps: Hydra cannot find a path that begins with `mnist_exp.sweep`, which is a function."""
+    if name != "SweepCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mnist_exp.sweep.callback import SweepCallback
+
+    return SweepCallback
 
 
 class Grid(BasicSweeper):

@@ -1,15 +1,22 @@
-"""One job from its checked config to its run: the same for the command, for a job of a sweep, and for Python."""
+"""One job from its config to its run: the same for the command, for a job of a sweep, and for Python."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mnist_exp.config import Config, SweepConfig
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.version import VersionBase
+
+from mnist_exp.config import CONF_DIR, REPLACED, Config, SweepConfig, check
 from mnist_exp.errors import RequestError
 from mnist_exp.experiment import Experiment, Result, prepare, run
 from mnist_exp.reproduction.record import resumed
-from mnist_exp.sweep.jobs import is_auto, is_stopped, load, resolve_data, retry, warn_unrecorded
+from mnist_exp.sweep.jobs import compose_job, is_auto, is_stopped, load, resolve_data, retry, warn_unrecorded
 from mnist_exp.sweep.reuse import take_finished
 from mnist_exp.sweep.startup import device, import_tensorflow
 from mnist_exp.sweep.summary import job_tags
@@ -24,6 +31,54 @@ class PreparedJob(NamedTuple):
     experiment: Experiment
     store: "Store"
     overrides: Sequence[str]  # to be recorded
+
+
+class ComposedJob(NamedTuple):
+    """A single run as the command composes it."""
+
+    config: Config  # checked
+    overrides: Sequence[str]  # those that are not Hydra's own
+    output: Path  # folder for the run's local record, absolute; it does not exist yet
+
+
+def check_keys(overrides: Sequence[str]) -> None:
+    """Refuses overrides of keys that earlier versions had.
+
+    Raises:
+        RequestError: an override has such a key.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in REPLACED:
+            raise RequestError(f"{key} is no key any more; write callbacks=early_stopping {REPLACED[key]}={value}")
+
+
+def compose(overrides: Sequence[str]) -> ComposedJob:
+    """Composes and checks a single run outside of Hydra's command.
+
+    Raises:
+        ConfigError: an override or the config is invalid, one line for each mistake.
+    """
+    check_keys(overrides)
+    with _hydra():
+        composed = compose_job("train", overrides)
+        settings = HydraConfig.get()
+        if settings.mode == RunMode.MULTIRUN:
+            raise RequestError(f"{' '.join(overrides)} is a sweep, not a single run")
+        return ComposedJob(check(composed), list(settings.overrides.task), Path(settings.run.dir).absolute())
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra on our configs; afterwards it is as it was, because the caller may use it for other configs."""
+    state, config, version = GlobalHydra.instance(), HydraConfig.instance(), VersionBase.instance()
+    before = state.hydra, config.cfg, version.version_base
+    state.clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra, config.cfg, version.version_base = before
 
 
 def prepare_job(config: Config, overrides: Sequence[str]) -> PreparedJob:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mnist_exp import commands, console
-from mnist_exp.config import CONF_DIR, REPLACED, Config, check, explain, run_name
+from mnist_exp.config import CONF_DIR, Config, check, explain, run_name
 from mnist_exp.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -32,7 +32,7 @@ from mnist_exp.errors import (
     first_line,
     interruption,
 )
-from mnist_exp.job import prepare_job, run_job
+from mnist_exp.job import check_keys, prepare_job, run_job
 from mnist_exp.sweep.jobs import stop_others
 from mnist_exp.sweep.summary import abandon_sweep
 
@@ -81,7 +81,7 @@ def _arguments(given: list[str]) -> list[str]:
     """The arguments with the overrides first, because Hydra's parser accepts them in one place only.
 
     Raises:
-        RequestError: an option is unknown or has a wrong value.
+        RequestError: an option is unknown or has a wrong value, or a key is one of an earlier version.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -92,9 +92,7 @@ def _arguments(given: list[str]) -> list[str]:
     options, overrides = list(given), parser.parse_intermixed_args(given).overrides
     for override in overrides:
         options.remove(override)
-        key, _, value = override.lstrip("+~").partition("=")
-        if key in REPLACED:
-            raise RequestError(f"{key} is no key any more; write callbacks=early_stopping {REPLACED[key]}={value}")
+    check_keys(overrides)
     return [*overrides, *options]
 
 

@@ -1,11 +1,12 @@
 """Texts that a terminal shows, some of them written by strangers."""
 
+import importlib
 import io
 
 import pytest
 from rich.console import Console
 
-from mnist_exp import console, train
+from mnist_exp import console
 from tests.helpers.interrupts import hidden
 
 EVIL = "\x1b]0;owned\x07\x9b31m\r\u202e\nforged"
@@ -28,6 +29,7 @@ def test_a_ctrl_c_that_a_library_hides_behind_an_error_ends_the_command(monkeypa
     monkeypatch.setattr(console.signal, "signal", lambda *_: None)
     with pytest.raises(KeyboardInterrupt), console.interruptible():
         hidden()
+    train = importlib.import_module("mnist_exp.train")  # `mnist_exp.train` is a function
     monkeypatch.setattr(train, "check", lambda _: hidden())
     with pytest.raises(KeyboardInterrupt):
         train.job.__wrapped__(None)

@@ -165,9 +165,10 @@ def keras_config() -> dict[str, Any]:
     return {key: settings.get(key, value) for key, value in KERAS_DEFAULTS.items()}
 
 
-def process() -> str:
-    """An identifier of this process: host name, hardware address, pid and start time."""
-    return " ".join((*_host(), str(os.getpid()), f"{psutil.Process().create_time():.2f}"))
+def process(pid: int | None = None) -> str:
+    """An identifier of this process, or of another one on this host: host name, hardware address, pid, start time."""
+    found = psutil.Process(pid)
+    return " ".join((*_host(), str(found.pid), f"{found.create_time():.2f}"))
 
 
 def is_gone(identifier: str) -> bool:

@@ -59,7 +59,7 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
             print(f"preflight: {number} of {len(overrides)} jobs checked", file=sys.stderr, flush=True)
         swept = " ".join(override for override in job if override not in shared)
         try:
-            jobs.append(Job(check(_compose(config_name, job)), swept))
+            jobs.append(Job(check(compose_job(config_name, job)), swept))
         except ConfigError as error:
             mistakes += [(swept, line) for line in str(error).splitlines()]
     HydraConfig.instance().cfg = before
@@ -70,7 +70,12 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
     return jobs
 
 
-def _compose(config_name: str, job: Sequence[str]) -> DictConfig:
+def compose_job(config_name: str, job: Sequence[str]) -> DictConfig:
+    """Composes a config from overrides, and makes it the one that Hydra's own interpolations read.
+
+    Raises:
+        ConfigError: Hydra refuses an override.
+    """
     try:
         composed = compose(config_name, list(job), return_hydra_config=True)
     except Exception as error:  # Hydra passes on errors of several libraries and plain ValueErrors

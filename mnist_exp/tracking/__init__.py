@@ -33,7 +33,16 @@ from mnist_exp.tracking.queries import (
     similar_runs,
 )
 from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, tracked_run
-from mnist_exp.tracking.store import Store, delayed_signals, existing, find_store, import_database, open_store, relocate
+from mnist_exp.tracking.store import (
+    Store,
+    defaults_kept,
+    delayed_signals,
+    existing,
+    find_store,
+    import_database,
+    open_store,
+    relocate,
+)
 from mnist_exp.tracking.sweep_log import (
     close_sweep,
     end_left_runs,

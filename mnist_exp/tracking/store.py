@@ -21,7 +21,8 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.tracking._tracking_service.utils import _get_store
+from mlflow.tracking import fluent
+from mlflow.tracking._tracking_service import utils
 from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp.console import say
@@ -110,6 +111,26 @@ def open_store(uri: str | None, experiment: str) -> Store:
     return Store(uri, experiment, found.experiment_id)
 
 
+@contextmanager
+def defaults_kept() -> Iterator[None]:
+    """Restores MLflow's own defaults, which a run sets, for other code of the process that uses MLflow.
+
+    They are the tracking URI and the experiment, each also as an environment variable.
+    """
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
+    variables = {name: os.environ.get(name) for name in names}
+    uri, experiment = utils._tracking_uri, fluent._active_experiment_id
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(uri)
+        fluent._active_experiment_id = experiment
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def resolve_uri(uri: str | None) -> str:
     """The given URI, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`, with an absolute path."""
     return database.resolved(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
@@ -164,7 +185,7 @@ def _check_location(experiment: Experiment, path: Path) -> None:
 @functools.cache
 def _close_at_exit(uri: str) -> None:
     """At exit close MLflow's connections, so that SQLite merges its write-ahead log into the database file."""
-    atexit.register(_get_store(uri).engine.dispose)
+    atexit.register(utils._get_store(uri).engine.dispose)
 
 
 @functools.cache

@@ -1,6 +1,11 @@
 """Threads, GPUs or mirrored replicas, precision and seeds of a run, and a clean state before every run."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mnist_exp.errors import RequestError
@@ -60,6 +65,21 @@ def fresh_session(seed: int, precision: str) -> None:
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
     keras.config.disable_interactive_logging()  # exporting a model would print its endpoints
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restores what `fresh_session` sets for the whole process, except the seed of TensorFlow's own generator."""
+    policy, interactive = keras.config.dtype_policy(), keras.config.is_interactive_logging_enabled()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that `set_random_seed` sets
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+        if interactive:
+            keras.config.enable_interactive_logging()
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
 
 
 def describe(strategy: tf.distribute.Strategy | None) -> str:

@@ -1,0 +1,264 @@
+"""Trains and reads runs from Python. The functions and classes are those of `import mnist_exp`.
+
+A mistake raises `RequestError` with the line that the command prints. docs/notebook.md has examples.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+from mnist_exp import job, provenance
+from mnist_exp.config import current_params
+from mnist_exp.errors import EXIT_INVALID, RequestError, RunError
+from mnist_exp.scores import higher_is_better
+from mnist_exp.sweep.startup import import_tensorflow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mnist_exp.tracking import RunInfo, Store
+
+EXPERIMENT = "mnist_exp"
+WORDS = {"None": None, "True": True, "False": False}
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A recorded run."""
+
+    stored: "RunInfo"  # id, name, status, tags, and the config's values as texts
+    store: "Store"
+
+    @property
+    def id(self) -> str:
+        """MLflow's id of the run."""
+        return self.stored.run_id
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.stored.name
+
+    @property
+    def status(self) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        return self.stored.status
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The last value of each metric by its name, such as `val_accuracy`."""
+        return self.stored.metrics
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config's values by their keys, such as `optimizer.learning_rate`, and each group's option by its name."""
+        found: dict[str, Any] = {}
+        for key, text in current_params(self.stored.params).items():
+            group, _, name = key.rpartition(".")
+            if name != "_target_":
+                found[key] = _value(text)
+            elif "." not in group:
+                found.setdefault(group, text.rpartition(".")[2])
+        return found
+
+    def __repr__(self) -> str:
+        scores = [f"{key}={self.metrics[key]:.4f}" for key in ("val_accuracy", "test_accuracy") if key in self.metrics]
+        return f"Run({', '.join([self.name, self.status, *scores, self.id])})"
+
+
+class Runs(Sequence[Run]):
+    """Recorded runs in the order of their sweep, or else the newest first."""
+
+    def __init__(self, found: Iterable[Run]) -> None:
+        self._runs = list(found)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Runs": ...
+
+    def __getitem__(self, index: int | slice) -> "Run | Runs":
+        return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
+
+    def __repr__(self) -> str:
+        more = ["  ..."] if len(self) > 10 else []
+        return "\n".join([f"{len(self)} run{'s' * (len(self) != 1)}", *(f"  {run}" for run in self._runs[:10]), *more])
+
+    def frame(self) -> "pd.DataFrame":
+        """A row for each run, with its id as index.
+
+        The columns are name, status and start of the run, then its metrics and the keys of its config by their own
+        names, such as `val_accuracy`, `optimizer.learning_rate` and `seed`. A list in the config becomes a tuple.
+        """
+        import pandas as pd
+
+        rows = [
+            {"name": "", "status": run.status, "started": run.stored.start_time}
+            | {**run.metrics, **run.settings, "name": run.name}  # the config's name is a part of the run's
+            for run in self
+        ]
+        frame = pd.DataFrame(rows, pd.Index([run.id for run in self], name="run_id"))
+        if rows:
+            frame["started"] = pd.to_datetime(frame["started"].round(3), unit="s", utc=True)
+        return frame
+
+    def best(self, metric: str = "final_val_accuracy") -> Run:
+        """The finished run with the best value of a metric.
+
+        Raises:
+            RequestError: the metric is one of the test set, or no finished run has it.
+        """
+        if metric.startswith("test_"):
+            raise RequestError(
+                f"metric must not be a test metric, because the test set would become a validation set; got {metric!r}"
+            )
+        fit = [run for run in self if run.status == "FINISHED" and math.isfinite(run.metrics.get(metric, math.nan))]
+        if not fit:
+            known = sorted({name for run in self for name in run.metrics if not name.startswith("test_")})
+            raise RequestError(f"no finished run has the metric {metric!r}; metrics: {', '.join(known) or 'none'}")
+        return (max if higher_is_better(metric) else min)(fit, key=lambda run: run.metrics[metric])
+
+
+def train(*overrides: str) -> Run:
+    """Trains one run, as `python -m mnist_exp.train` does.
+
+    Args:
+        *overrides: as on the command line, such as `model=cnn` and `trainer.epochs=3`.
+
+    Raises:
+        RequestError: an override, the data or the store is not valid.
+        RunError: the training failed, for example because the loss is not finite.
+    """
+    from mnist_exp import tracking
+
+    with tracking.defaults_kept():
+        composed = job.compose(overrides)
+        prepared = job.prepare_job(composed.config, composed.overrides)
+        import_tensorflow()
+        from mnist_exp.training import devices
+
+        composed.output.mkdir(parents=True)
+        with devices.settings_kept():
+            result = job.run_job(prepared, composed.output)
+        assert result is not None  # only a sweep stops its jobs
+        return Run(tracking.find_run(prepared.store.uri, result.run_id), prepared.store)
+
+
+def sweep(*overrides: str) -> Runs:
+    """Trains a sweep, as `python -m mnist_exp.train -m` does, and prints what the command prints.
+
+    The command runs in a process of its own, so that a sweep keeps no memory, and Ctrl-C closes its runs, also in a
+    notebook. A `_target_` of your own must therefore be in a file, not in a cell.
+
+    Args:
+        *overrides: as on the command line, such as `model=mlp,cnn` and `seed=range(3)`.
+
+    Raises:
+        RequestError: an override, the data or the store is not valid.
+        RunError: not all runs finished.
+    """
+    from mnist_exp import tracking
+
+    if unlike := [text for text in overrides if text.startswith("-")]:
+        raise RequestError(f"{unlike[0]!r} is not of the form key=value")
+    tracked = job.compose([text for text in overrides if text.startswith("tracking")]).config.tracking
+    code, identifier, errors = _command("-m", "mnist_exp.train", "-m", *overrides)
+    if code == EXIT_INVALID:
+        raise RequestError("\n".join(errors))
+    store = tracking.find_store(tracked.uri, tracked.experiment)
+    own = tracking.search_runs(store, f"tags.kind = 'sweep' and tags.process = '{identifier}'")
+    found = _runs(store, own[0].tags["sweep"]) if own else Runs([])
+    if code:
+        raise RunError(errors[0] if errors else f"the sweep ended with exit code {code}, see the output above")
+    return found
+
+
+def _command(*arguments: str) -> tuple[int, str, list[str]]:
+    """Runs Python in a process of its own and prints its output as it comes.
+
+    Returns:
+        The exit code, the identifier of the process, and its lines that begin with `error: `, without that.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # it imports what we import
+    errors = []
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ) as child:
+        identifier = provenance.process(child.pid)
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                print(line, end="", flush=True)
+                if line.startswith("error: "):
+                    errors.append(line.removeprefix("error: ").rstrip())
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
+            print(child.communicate()[0], end="", flush=True)
+            raise
+    return child.returncode, identifier, errors
+
+
+def runs(
+    sweep: str | None = None, *, tracking_uri: str | None = None, experiment: str = EXPERIMENT, **settings: Any
+) -> Runs:
+    """Finds recorded runs, by default all of the experiment.
+
+    Args:
+        sweep: `latest`, or a sweep's id.
+        tracking_uri: the store; None means MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in this directory.
+        experiment: name of the MLflow experiment.
+        **settings: keeps the runs whose config has these values, such as `model="mlp"`, `seed=0`, or
+            `**{"optimizer.learning_rate": 0.01}`.
+
+    Raises:
+        RequestError: there is no such store, experiment or sweep, or no run has such a key.
+    """
+    from mnist_exp import tracking
+
+    found = _runs(tracking.find_store(tracking_uri, experiment), sweep)
+    known = {key for run in found for key in run.settings} if settings else set()
+    if found and (unknown := settings.keys() - known):
+        raise RequestError(f"{min(unknown)!r} is not a key of these runs; their keys: {', '.join(sorted(known))}")
+    wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return Runs(run for run in found if all(run.settings.get(key) == value for key, value in wanted.items()))
+
+
+def _runs(store: "Store", sweep: str | None) -> Runs:
+    from mnist_exp import tracking
+    from mnist_exp.analysis import leaderboard
+
+    records = tracking.search_runs(store, deleted=False)
+    if sweep == "latest" and not any("sweep" in run.tags for run in records):
+        raise RequestError(f"the experiment {store.experiment} has no sweep")
+    choice = leaderboard.Choice(None if sweep == "latest" else sweep, everything=sweep is None)
+    chosen, _ = leaderboard.choose(records, choice)
+    kept = [Run(run, store) for run in chosen if run.tags.get("kind") == "run"]
+    return Runs(kept if sweep is None else reversed(kept))
+
+
+def _value(text: str) -> Any:
+    """The value of a param, which MLflow stores as text."""
+    if text in WORDS:
+        return WORDS[text]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return tuple(value) if isinstance(value, list) else text if isinstance(value, dict) else value
