@@ -19,8 +19,10 @@ import pytest
 from tests.helpers.commands import SHORT, environment, runs, start
 
 COMMAND = [
-    *("data=digits", "model=mlp", "model.dropout=0.2", "schedule=cosine", "trainer.epochs=10", "trainer.batch_size=32"),
-    *("callbacks=early_stopping", "callbacks.early_stopping.patience=20"),
+    *("data=digits", "data.folds=5", "data.fold=1", "model=mlp", "model.dropout=0.2", "model.batch_norm=true"),
+    *("augment=[affine,cutout,mixup]", "loss.label_smoothing=0.1", "scores=[top_k,macro_f1]", "optimizer=adamw"),
+    *("callbacks=[early_stopping,reduce_on_plateau]", "callbacks.early_stopping.patience=20"),
+    *("trainer.epochs=10", "trainer.batch_size=32"),
 ]
 TIMED = ("epoch_seconds", "images_per_second", "fit_seconds", "compile_seconds", "seconds_to_")
 NOW = {  # has it begun in this folder?
