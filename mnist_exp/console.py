@@ -1,25 +1,34 @@
-"""Terminal output: progress, one line per run, the table of a sweep, errors. Plain text if it is not a terminal."""
+"""Terminal output: progress, one line per run, the table of a sweep, next steps, errors.
+
+On a terminal a line of a table fits into the width, because long names lose their middle, and sentences are wrapped
+between words. A pipe or a file gets every line whole.
+"""
 
 import functools
 import math
 import os
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from mnist_exp.errors import EXIT_TERMINATED, interruption
 from mnist_exp.redact import redact
 
 MAX_LINES, MAX_LETTERS = 20, 2000  # limits of `complain`, because a stranger's config may have 6,000 mistakes
+ID_LETTERS = 8  # of a run's id that are shown: commands find a run by the beginning of its id
 SAME_SECONDS = 1.0  # a second Ctrl-C within this time is ignored
 
 
@@ -34,6 +43,7 @@ class SummaryRow(NamedTuple):
     test_accuracy: float | None
     seconds: float | None
     run_id: str  # empty without a run
+    error: str = ""  # why the run failed, in one line
 
 
 @contextmanager
@@ -66,19 +76,23 @@ def quiet_stderr(doing: str) -> Iterator[None]:
 class RunProgress:
     """The progress of one run: a bar on a terminal, else one line per epoch."""
 
+    position = ""  # of the run among those of its sweep, such as `2/4 `; set where the sweep starts a job
+
     def __init__(self, name: str, epochs: int) -> None:
-        self.name, self.epochs = name, epochs
+        self.name, self.epochs, self.validated = name, epochs, ""
         self.console = Console(stderr=True, highlight=False)
         # markup=False, because Rich would read a name such as [red] as a style.
         columns = (TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[text]}"))
         self.bar = Progress(
             *columns,
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(printable(name), total=float(epochs), text="compiling")
+        title = self.position + _cut(name, 58 + len(self.position), sys.stderr)  # the other columns take up to 58
+        self.task = self.bar.add_task(title, total=float(epochs), text="compiling")
 
     def __enter__(self) -> "RunProgress":
         self.bar.start()
@@ -89,62 +103,54 @@ class RunProgress:
 
     def within_epoch(self, epochs: float, metrics: Mapping[str, float]) -> None:
         """Moves the bar to `epochs`, which may be a fraction."""
-        text = f"epoch {math.ceil(epochs)}/{self.epochs} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.2%}"
-        self.bar.update(self.task, completed=epochs, text=text)
+        accuracy = self.validated or f"accuracy {metrics['accuracy']:.2%}"  # of the training, in the first epoch
+        self.bar.update(self.task, completed=epochs, text=f"epoch {math.ceil(epochs)}/{self.epochs} {accuracy}")
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Prints a finished epoch, counted from 1, unless there is a bar."""
-        text = (
-            f"epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:.2%}"
-            f"  val_accuracy {metrics['val_accuracy']:.2%}"
-        )
+        """Shows the validation accuracy after a finished epoch, counted from 1."""
+        self.validated = f"val_accuracy {metrics['val_accuracy']:.2%}"
         if not self.console.is_terminal:
-            say(f"{self.name}  {text}  {metrics['epoch_seconds']:.2f} s", sys.stderr)
+            line = f"  epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  {self.validated}"
+            line += f"  {metrics['epoch_seconds']:.2f} s"
+            say(_cut(self.name, len(line), sys.stderr) + line, sys.stderr)
 
 
-def continued_line(name: str, epochs: int, run_id: str) -> str:
-    """The line for a resumed run."""
-    return f"{name}  continues run {run_id}, which was interrupted after {epochs} epochs (they are printed again)"
-
-
-def summary_line(name: str, metrics: Mapping[str, float], epochs: int, execution: str, run_id: str) -> str:
-    """The line for a finished run."""
-    return (
-        f"{name}  val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
-        f"  {epochs} epochs in {metrics['fit_seconds']:.1f} s ({execution})  run {run_id}"
+def run_line(name: str, metrics: Mapping[str, float], outcome: str) -> None:
+    """Prints the accuracies of a run that has a result, and `outcome`: its time, or that it was reused."""
+    line = (
+        f"  val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}  {outcome}"
     )
-
-
-def skipped_line(name: str, metrics: Mapping[str, float], run_id: str) -> str:
-    """The line for a job whose result is taken from an earlier run."""
-    shares = f"val_accuracy {metrics['final_val_accuracy']:.2%}  test_accuracy {metrics['test_accuracy']:.2%}"
-    return f"{name}  {shares}  skipped: finished before  run {run_id}"
-
-
-def again_line(name: str, run_id: str, difference: str) -> str:
-    """The line for a job that is trained although a finished run has the same config."""
-    return f"{name}  trained again: run {run_id} has the same config but {difference}"
+    say(_cut(name, len(line), sys.stdout) + line)
 
 
 def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
-    """Prints the runs of a sweep, in the given order, to standard output."""
+    """Prints the runs of a sweep, in the given order, to standard output, and below them why some failed.
+
+    A name says what the sweep varies in its run. Only if several rows have one name, their overrides follow it.
+    """
+    table: list[tuple[str, ...]] = [("val_accuracy", "test_accuracy", "training (s)", "run id")]
+    table += [(*figures(row), row.run_id[:ID_LETTERS]) for row in rows]
+    if any(row.status != "FINISHED" for row in rows):
+        table = [(text, *cells) for text, cells in zip(["result", *map(outcome, rows)], table, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    results = ["".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) for cells in table]
+    unique = len({row.name for row in rows}) == len(rows)
+    names = ["run", *(row.name if unique else f"{row.name} {row.swept}" for row in rows)]
+    names = [_cut(name, len(results[0]), sys.stdout) for name in names]
+    room = max(map(cell_len, names))
+    styles = ["bold", *({"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red") for row in rows)]
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # one line per run without wrapping, so that grep finds whole runs
-        say(title)
-        for row in rows:
-            say("  ".join((row.name, row.status, printable(row.swept), *figures(row), row.run_id)))
-        return
-    table = Table(title=printable(title), title_justify="left")
-    for column in ("run", "status", "swept"):
-        table.add_column(column, overflow="fold")
-    for column in ("val", "test", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("run id", no_wrap=True)
+    console.print(printable(title), soft_wrap=True)
+    for name, result, style in zip(names, results, styles, strict=True):
+        console.print(name + " " * (room - cell_len(name)) + result, style=style, soft_wrap=True)
     for row in rows:
-        style = {"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red")
-        texts = map(printable, (row.name, row.status, row.swept))
-        table.add_row(*texts, *figures(row), row.run_id[:8], style=style)
-    console.print(table)
+        if row.error:
+            tell(f"{row.name} failed: {row.error}")
+
+
+def outcome(row: SummaryRow) -> str:
+    """A row's status in plain words."""
+    return {"FINISHED": "trained", "SKIPPED": "reused", "KILLED": "interrupted"}.get(row.status, row.status.lower())
 
 
 def figures(row: SummaryRow) -> tuple[str, str, str]:
@@ -199,12 +205,47 @@ def say(text: str, file: IO[str] | None = None) -> None:
     print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, flush=True)
 
 
+def tell(text: str, file: IO[str] | None = None) -> None:
+    """Prints a sentence, by default to standard output; a terminal shows it wrapped between words."""
+    width = _width(file or sys.stdout)
+    if width is not None:
+        text = textwrap.fill(
+            printable(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    say(text, file)
+
+
+def _width(file: IO[str]) -> int | None:
+    """Columns of the terminal that a stream writes to; None for a pipe or a file."""
+    return shutil.get_terminal_size().columns if file.isatty() else None
+
+
+def _cut(name: str, taken: int, file: IO[str]) -> str:
+    """A name in one line; without its middle on a terminal that has too little room beside the `taken` columns."""
+    name, width = printable(name), _width(file)
+    if width is None or cell_len(name) <= width - taken:
+        return name
+    half = max(width - taken - 1, 12) // 2
+    return f"{name[:half]}…{name[-half:]}"
+
+
+def command(module: str, *arguments: str) -> str:
+    """A command of the Python that runs this process, as a user can paste it."""
+    return redact(shlex.join([sys.orig_argv[0], "-m", module, *arguments]))
+
+
+def this_command() -> str:
+    """The command that started this process, as a user can paste it."""
+    script = Path(sys.argv[0]).name if sys.orig_argv[1:2] == sys.argv[:1] else None
+    return redact(shlex.join(sys.orig_argv if script is None else [script, *sys.orig_argv[2:]]))
+
+
 def complain(message: str) -> None:
     """Prints the mistakes of a user to standard error, one per line, at most `MAX_LINES`."""
     lines = message.splitlines()
     for line in lines[:MAX_LINES]:
         # Cut before redaction to bound its time, and again after it, because a cut secret might not be recognised.
-        say(f"error: {redact(line[: 2 * MAX_LETTERS])[:MAX_LETTERS]}", sys.stderr)
+        tell(f"error: {redact(line[: 2 * MAX_LETTERS])[:MAX_LETTERS]}", sys.stderr)
     if len(lines) > MAX_LINES:
         say(f"error: ... and {len(lines) - MAX_LINES:,} more", sys.stderr)
 
@@ -212,7 +253,7 @@ def complain(message: str) -> None:
 @functools.cache
 def warn(message: str) -> None:
     """Prints a warning in one line to standard error, once in a process."""
-    say(f"warning: {redact(' '.join(message.split()))}", sys.stderr)
+    tell(f"warning: {redact(' '.join(message.split()))}", sys.stderr)
 
 
 def print_traceback(error: BaseException) -> None:
@@ -224,6 +265,8 @@ def print_traceback(error: BaseException) -> None:
 def warn_no_mnist(used: str) -> None:
     """Warn, once in a process, that data=auto found only a part of MNIST."""
     Console(stderr=True, highlight=False).print(
-        f"[bold black on yellow] MNIST is neither on this machine nor can it be downloaded: data={used} [/]\n"
-        "That is a part of it. For all of it, put mnist.npz into a folder and name that in MNIST_EXP_DATA.",
+        f"[bold black on yellow] MNIST is not here and cannot be downloaded: {used} is used instead [/]\n"
+        "That is a part of MNIST. For all of it, put mnist.npz into a folder, and name\n"
+        "the folder in the environment variable MNIST_EXP_DATA.",
+        soft_wrap=True,
     )

@@ -115,7 +115,11 @@ def run(
     resume = config.resume or config.trainer.checkpoint
     with tracking.tracked_run(store, name, logged, tags, output, resume) as log, follow(log) as on_epoch:
         if log.epochs:
-            console.say(console.continued_line(name, log.epochs, log.run_id), sys.stderr)
+            console.tell(
+                f"{name}  continues run {log.run_id}, which was interrupted after {log.epochs} epochs"
+                " (they are printed again)",
+                sys.stderr,
+            )
         _write_origin(log.folder, experiment, logged, overrides, code)
         shapes = {part: getattr(dataset, part).images.shape for part in ("train", "validation", "test")}
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, shapes)
@@ -131,7 +135,8 @@ def run(
         # Before anything is written or sent that may fail.
         log.metrics(0, final)
         epochs = len(fitted.history["train_loss"])
-        console.say(console.summary_line(name, final, epochs, training.execution.name, log.run_id))
+        early = f", {epochs} epochs" if epochs < training.epochs else ""  # a callback ended the training
+        console.run_line(name, final, f"{fitted.seconds:.1f} s{early}")
         _write_results(log.folder, experiment, training, fitted, scored)
         _write_range_test(log.folder, name, training)
         log.model(

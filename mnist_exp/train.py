@@ -34,7 +34,7 @@ from mnist_exp.errors import (
 )
 from mnist_exp.job import check_keys, prepare_job, run_job
 from mnist_exp.sweep.jobs import stop_others
-from mnist_exp.sweep.summary import abandon_sweep
+from mnist_exp.sweep.summary import abandon_sweep, print_next_steps
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -67,6 +67,8 @@ def _train(config: Config) -> float | list[float]:
     result = run_job(prepared, Path(settings.runtime.output_dir), settings.job.num if config.sweep.id else 0)
     if result is None:
         return math.nan
+    if config.sweep.id is None:
+        print_next_steps(prepared.store, result.run_id)
     values = [result.metrics[name] for name in config.sweep.objective]
     return values if len(values) > 1 else values[0]
 
@@ -111,7 +113,8 @@ def main() -> None:
         sys.exit(EXIT_INVALID)
     except KeyboardInterrupt:
         abandon_sweep("KILLED")
-        console.complain("interrupted; a run that had begun is recorded as KILLED, finished runs are kept")
+        said = "interrupted; finished runs are kept, and the same command continues:"
+        console.say(f"{said}\n  {console.this_command()}", sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
         abandon_sweep("KILLED")

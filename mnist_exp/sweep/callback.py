@@ -73,8 +73,10 @@ class SweepCallback(Callback):
         print(f"sweep {sweep.id}: {len(sweep.jobs)} runs", file=sys.stderr, flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Removes secrets from the files that Hydra has just written for a job and its sweep."""
+        """Tells the progress bar the job's number, and removes secrets from the files that Hydra has just written."""
         settings = config.hydra
+        if settings.mode == RunMode.MULTIRUN:
+            console.RunProgress.position = summary.position(settings.job.num)
         files = [self.folder / "multirun.yaml"] if settings.mode == RunMode.MULTIRUN else []
         if settings.output_subdir is not None:
             files += Path(settings.runtime.output_dir, settings.output_subdir).glob("*.yaml")

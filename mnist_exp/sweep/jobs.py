@@ -116,7 +116,7 @@ def load(config: Config) -> Dataset:
     """
     whole = check_dataset(build(without_subset(config.data)))
     dataset = take(whole, subset(config.data), config.data.get("split_seed", 0))
-    for line in dataset.warnings:
+    for line in dataset.warnings if config.sweep.id is None else ():  # else it was said before the first job
         console.warn(line)
     check_batch(config, len(dataset.train.labels))
     return dataset
@@ -154,16 +154,23 @@ def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: An
         ConfigError: one line for each model or optimizer that cannot be built.
         DeviceError: this machine lacks the devices.
     """
-    missing = []
+    missing, again = [], Counter[str]()
     for job in jobs:
         dataset = datasets[json.dumps(job.config.data)]
         with suppress(RequestError):  # another machine may have devices that this one lacks
             experiment = prepare(job.config, dataset, device(job.config.trainer))
-            if reuse.finished(experiment, reuse.alike_runs(experiment, store)) is not None:
+            alike = reuse.alike_runs(experiment, store)
+            if reuse.finished(experiment, alike) is not None:
                 continue
+            again.update(filter(None, [reuse.outdated(experiment, alike)]))
         missing.append((job.config, dataset, job.swept))
     before = f", {len(jobs) - len(missing)} of them finished before" if len(missing) < len(jobs) else ""
     message = f"{len(jobs)} {noun}{before}"
+    for different, count in again.items():
+        console.tell(
+            f"preflight: for {count} {noun} there are finished ones of the same config, but {different}: trained again",
+            sys.stderr,
+        )
     if missing:
         import_tensorflow()
         from mnist_exp.sweep import preflight
@@ -175,7 +182,7 @@ def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: An
         sized = [(config, dataset, size) for (config, dataset, _), size in zip(missing, sizes, strict=True)]
         span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
         message += f"; models of {span} parameters; {preflight.plan(sized, store)}"
-    console.say(f"preflight: {message}", sys.stderr)
+    console.tell(f"preflight: {message}", sys.stderr)
 
 
 def warn_unrecorded(code: UserCode) -> None:

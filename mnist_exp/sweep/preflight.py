@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     """What jobs are expected to take if they run one after the other."""
 
     seconds: float  # of the jobs for which the store has similar runs
-    unknown: list[str]  # kinds of jobs for which it has none
+    unknown: int  # jobs for which it has none
     bytes: int
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
         hours, minutes = divmod(minutes, 60)
         known = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
         times = [f"about {known} one after the other"] * (self.seconds > 0)
-        times += [f"time unknown for {' and '.join(self.unknown)}"] * bool(self.unknown)
+        times += [f"time unknown for {self.unknown} of them"] * bool(self.unknown)
         return f"{', '.join(times)}; {self.bytes / 1e6:,.0f} MB on disk"
 
 
@@ -189,8 +189,7 @@ def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
         size += BYTES_A_RUN + BYTES_A_PARAMETER * parameters + len(dataset.test.labels) * (4 * dataset.num_classes + 8)
     runs = {kind: [run for run in similar_runs(store, *kind) if _is_timed(run)] for kind in kinds}
     known = [_seconds(runs[kind], *job) for kind, members in kinds.items() if runs[kind] for job in members]
-    unknown = [f"{kind[0]} with {kind[1]} at batch size {kind[2]}" for kind in kinds if not runs[kind]]
-    return Plan(sum(known), unknown, size)
+    return Plan(sum(known), len(jobs) - len(known), size)
 
 
 def _is_timed(run: Any) -> bool:

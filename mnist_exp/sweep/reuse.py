@@ -1,7 +1,6 @@
 """Finds finished runs with the identity of a job, and names what distinguishes runs with the same config."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +28,8 @@ def take_finished(experiment: Experiment, store: Any, number: int) -> "RunInfo |
     run = finished(experiment, alike)
     if run is not None:
         tracking.join_sweep(store, run, sweep.id, number)
-        console.say(console.skipped_line(experiment.name, run.metrics, run.run_id))
+        console.run_line(experiment.name, run.metrics, "reused")
         return run
-    compared = next((run for run in alike if "identity.facts" in run.tags), None)
-    if compared is not None:
-        different = difference(json.loads(compared.tags["identity.facts"]), experiment.factors)
-        console.say(console.again_line(experiment.name, compared.run_id, different), sys.stderr)
     return None
 
 
@@ -56,6 +51,12 @@ def alike_runs(experiment: Experiment, store: Any) -> "list[RunInfo]":
 def finished(experiment: Experiment, alike: "Sequence[RunInfo]") -> "RunInfo | None":
     """The newest of the runs that has the experiment's identity, if there is one."""
     return next((run for run in alike if run.tags.get("identity") == experiment.identity), None)
+
+
+def outdated(experiment: Experiment, alike: Sequence[Any]) -> str | None:
+    """Why runs of the same config are not reused, by the newest that tells; None if there is none."""
+    facts = next((run.tags["identity.facts"] for run in alike if "identity.facts" in run.tags), None)
+    return None if facts is None else difference(json.loads(facts), experiment.factors)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

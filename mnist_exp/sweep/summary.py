@@ -21,6 +21,7 @@ from mnist_exp.redact import redact
 from mnist_exp.sweep.jobs import Job
 
 DONE = ("FINISHED", "SKIPPED")
+EXPERIMENT = "mnist_exp"  # in which `compare` looks if it gets no --experiment
 # MLflow takes a second to import and Matplotlib half a second: the functions below import them when a sweep has begun.
 
 
@@ -113,19 +114,50 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     last = {number: run for run in runs for number in tracking.job_numbers(run, sweep.id)}  # finished, or last tried
     rows = sorted((_row(sweep, number, last.get(number)) for number in range(len(sweep.jobs))), key=_rank)
     counts = _counts(rows)
-    listed = [f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count or kind == "finished"]
-    title = f"sweep {sweep.id}: {', '.join(listed)}"
+    outcomes = Counter(map(console.outcome, rows))
+    title = f"sweep {sweep.id}: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())}"
     console.sweep_table(title, rows)
-    print(f"\ncompare them:  {sweep.store.ui_command}\nthen open      {sweep.store.ui_link(sweep.id)}", flush=True)
     table = _markdown(rows, sweep.store.experiment_id)
     note = redact(f"`{shlex.join(sys.argv[1:])}`\n\n{title}, best by validation accuracy first\n\n{table}")
     best = last[rows[0].job] if rows and rows[0].status in DONE else None
+    if status == "FINISHED":
+        if counts["failed"] or counts["not_run"]:
+            console.say(f"\nTrain what is missing, by the same command:\n  {console.this_command()}")
+        if best is not None:
+            print_next_steps(sweep.store, best.run_id, sweep.id)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), rows, note)
         if extra is not None and extra.is_dir():
             shutil.copytree(extra, folder, dirs_exist_ok=True)
         tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder))
     return all(row.status in DONE for row in rows)
+
+
+def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
+    """Prints commands that go on from a run, or from a sweep and its best run."""
+    from mnist_exp.tracking.store import resolve_uri
+
+    where = [] if store.uri == resolve_uri(None) else ["--tracking-uri", store.uri]
+    lines, which = [], "this run"
+    if sweep is not None:
+        experiment = [] if store.experiment == EXPERIMENT else ["--experiment", store.experiment]
+        compare = console.command("mnist_exp.compare", "--sweep", sweep, *experiment, *where)
+        lines, which = ["Compare the settings:", f"  {compare}"], "the run with the best val_accuracy"
+    short = run_id[: console.ID_LETTERS]
+    lines += [
+        f"Look at {which}, and train it again:",
+        f"  {console.command('mnist_exp.compare', 'show', short, *where)}",
+        f"  {console.command('mnist_exp.reproduce', short, *where)}",
+        "See the curves in MLflow:",
+        *([f"  {store.ui_command}"] if store.ui_command else []),
+        f"  then open {store.run_link(run_id) if sweep is None else store.ui_link(sweep)}",
+    ]
+    console.say("\n" + "\n".join(lines))
+
+
+def position(number: int) -> str:
+    """The n-th job among those of this process's sweep, such as `2/4 `; empty in a process that began no sweep."""
+    return f"{number + 1}/{len(_open[-1].jobs)} " if _open else ""
 
 
 def _row(sweep: Sweep, number: int, run: Any) -> console.SummaryRow:
@@ -145,6 +177,7 @@ def _row(sweep: Sweep, number: int, run: Any) -> console.SummaryRow:
         test_accuracy=run.metrics.get("test_accuracy"),
         seconds=run.metrics.get("fit_seconds"),
         run_id=run.run_id,
+        error=run.tags.get("error", "") if run.status == "FAILED" else "",
     )
 
 

@@ -24,7 +24,7 @@ from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp.console import say
-from mnist_exp.errors import RunError, interruption
+from mnist_exp.errors import RunError, first_line, interruption
 from mnist_exp.provenance import is_gone, process
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database, metrics_file
@@ -321,6 +321,7 @@ def tracked_run(
                 status = "KILLED"
                 raise stop from None
             status = "FAILED"
+            log.tags({"error": redact(f"{type(error).__name__}: {first_line(error)}")[:500]})
             with suppress(OSError):  # the user must see the first error
                 (log.folder / "traceback.txt").write_text(redact(traceback.format_exc()), encoding="utf-8")
             if isinstance(error, (MlflowException, SQLAlchemyError)):

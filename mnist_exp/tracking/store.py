@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 import re
-import shlex
 import signal
 import sqlite3
 import sys
@@ -25,7 +24,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils
 from sqlalchemy.exc import SQLAlchemyError
 
-from mnist_exp.console import say
+from mnist_exp.console import command, say
 from mnist_exp.errors import first_line
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database
@@ -63,19 +62,26 @@ class Store(NamedTuple):
         return self.uri.startswith(("http://", "https://"))
 
     @property
-    def ui_command(self) -> str:
-        """The command that opens MLflow's UI on this store."""
+    def ui_command(self) -> str | None:
+        """The command that starts MLflow's UI on this store; None for a server, which has its own."""
         if self.is_server:
-            return f"open {redact(self.uri)}"
+            return None
         default = database.uri_of(Path.cwd() / "mlflow.db")
-        return "mlflow ui" + ("" if self.uri == default else f" --backend-store-uri {shlex.quote(redact(self.uri))}")
+        return command("mlflow", "ui", *([] if self.uri == default else ["--backend-store-uri", self.uri]))
 
     def ui_link(self, sweep: str) -> str:
         """Address of the charts of a sweep's runs; without `workflowType` the UI opens in a mode that hides them."""
-        host = redact(self.uri) if self.is_server else "http://127.0.0.1:5000"
         runs = quote(sweep_filter(sweep), safe="'")
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
-        return f"{host}/#/experiments/{self.experiment_id}/runs?{query}"
+        return f"{self._ui}/#/experiments/{self.experiment_id}/runs?{query}"
+
+    def run_link(self, run_id: str) -> str:
+        """Address of a run's page."""
+        return f"{self._ui}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    @property
+    def _ui(self) -> str:
+        return redact(self.uri) if self.is_server else "http://127.0.0.1:5000"
 
 
 def import_database() -> None:

@@ -138,16 +138,16 @@ def test_models_that_cannot_be_built_are_told_together(failed):
 
 def test_an_interrupted_sweep_prints_its_summary(failed):
     lines = failed[0]["Ctrl-C in a sweep"].out.splitlines()
-    assert any(line.startswith("sweep ") and line.endswith(": 1 finished, 1 failed, 1 not run") for line in lines)
-    assert [line.split("  ")[:2] for line in lines if "000-s0" in line] == [["100000-s0", "KILLED"]]
+    assert any(line.startswith("sweep ") and line.endswith(": 1 trained, 1 interrupted, 1 not run") for line in lines)
+    assert [line.split()[:2] for line in lines if "000-s0" in line] == [["100000-s0", "interrupted"]]
 
 
 def test_a_sweep_that_is_to_stop_starts_nothing_after_a_failure(failed):
     lines = failed[0]["NaN in a sweep that is to stop"].out.splitlines()
-    assert any(line.startswith("sweep ") and line.endswith(": 1 finished, 1 failed, 2 not run") for line in lines)
-    assert [line.split("  ")[:2] for line in lines if "NOT RUN" in line] == [
-        ["0.2-s0", "NOT RUN"],
-        ["0.3-s0", "NOT RUN"],
+    assert any(line.startswith("sweep ") and line.endswith(": 1 trained, 1 failed, 2 not run") for line in lines)
+    assert [line.split()[:3] for line in lines if "  not run" in line] == [
+        ["0.2-s0", "not", "run"],
+        ["0.3-s0", "not", "run"],
     ]
 
 

@@ -60,15 +60,14 @@ def job(monkeypatch):
 
 def test_a_finished_run_of_the_same_identity_is_the_result_of_a_job(job, capsys):
     assert job([{"identity": "other"}, {}]) == (0.9, [("id of x-s0", "A", 7)])
-    assert "mlp-adam-s0  val_accuracy 90.00%  test_accuracy 89.00%  skipped: finished before" in capsys.readouterr().out
+    assert capsys.readouterr().out == "mlp-adam-s0  val_accuracy 90.00%  test_accuracy 89.00%  reused\n"
 
 
-def test_what_keeps_a_finished_run_from_being_used_is_named(job, capsys):
-    before = {"identity": "other", "identity.facts": json.dumps({**FACTS, "source": "xyz"})}
-    assert job([before]) == (None, [])
-    assert capsys.readouterr().err == (
-        "mlp-adam-s0  trained again: run id of x-s0 has the same config but not the same code\n"
-    )
+def test_what_keeps_a_finished_run_from_being_used_is_named():
+    before = run(**{"identity": "other", "identity.facts": json.dumps({**FACTS, "source": "xyz"})})
+    now = SimpleNamespace(factors=FACTS)
+    assert reuse.outdated(now, [run(), before]) == "not the same code"  # the newest has no record of its factors
+    assert reuse.outdated(now, [run()]) is reuse.outdated(now, []) is None
 
 
 def test_a_finished_run_that_lacks_what_is_read_of_it_is_not_used(job, capsys):

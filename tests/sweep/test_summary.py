@@ -65,7 +65,7 @@ def test_a_sweep_of_runs_that_were_made_alone_is_closed(under_way, capsys, metri
         joined(opened, f"x-s{number}", number, **metrics)
     assert summary.close_sweep(opened, "FINISHED")
     assert statuses() == {"x-s0": "FINISHED", "x-s1": "FINISHED", "sweep": "FINISHED"}
-    assert "2 skipped" in capsys.readouterr().out
+    assert ": 2 reused\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt()], ids=["bug", "Ctrl-C"])
