@@ -29,6 +29,7 @@ from mnist_exp.redact import redact
 
 MAX_LINES, MAX_LETTERS = 20, 2000  # limits of `complain`, because a stranger's config may have 6,000 mistakes
 ID_LETTERS = 8  # of a run's id that are shown: commands find a run by the beginning of its id
+DONE = ("FINISHED", "SKIPPED")  # of the status of a job: it has a result
 SAME_SECONDS = 1.0  # a second Ctrl-C within this time is ignored
 
 
@@ -128,10 +129,11 @@ def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
 
     A name says what the sweep varies in its run. Only if several rows have one name, their overrides follow it.
     """
-    table: list[tuple[str, ...]] = [("val_accuracy", "test_accuracy", "training (s)", "run id")]
-    table += [(*figures(row), row.run_id[:ID_LETTERS]) for row in rows]
-    if any(row.status != "FINISHED" for row in rows):
-        table = [(text, *cells) for text, cells in zip(["result", *map(outcome, rows)], table, strict=True)]
+    table = [("val_accuracy", "test_accuracy", "training (s)", "run id")]
+    for row in rows:
+        validation, test, seconds = figures(row)
+        validation = validation if row.status in DONE else outcome(row)
+        table.append((validation, test, "reused" if row.status == "SKIPPED" else seconds, row.run_id[:ID_LETTERS]))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     results = ["".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) for cells in table]
     unique = len({row.name for row in rows}) == len(rows)
@@ -142,7 +144,7 @@ def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
     console = Console(highlight=False, markup=False)
     console.print(printable(title), soft_wrap=True)
     for name, result, style in zip(names, results, styles, strict=True):
-        console.print(name + " " * (room - cell_len(name)) + result, style=style, soft_wrap=True)
+        console.print((name + " " * (room - cell_len(name)) + result).rstrip(), style=style, soft_wrap=True)
     for row in rows:
         if row.error:
             tell(f"{row.name} failed: {row.error}")

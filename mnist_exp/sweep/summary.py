@@ -20,7 +20,6 @@ from mnist_exp.figures.style import COLORS
 from mnist_exp.redact import redact
 from mnist_exp.sweep.jobs import Job
 
-DONE = ("FINISHED", "SKIPPED")
 EXPERIMENT = "mnist_exp"  # in which `compare` looks if it gets no --experiment
 # MLflow takes a second to import and Matplotlib half a second: the functions below import them when a sweep has begun.
 
@@ -119,7 +118,7 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     console.sweep_table(title, rows)
     table = _markdown(rows, sweep.store.experiment_id)
     note = redact(f"`{shlex.join(sys.argv[1:])}`\n\n{title}, best by validation accuracy first\n\n{table}")
-    best = last[rows[0].job] if rows and rows[0].status in DONE else None
+    best = last[rows[0].job] if rows and rows[0].status in console.DONE else None
     if status == "FINISHED":
         if counts["failed"] or counts["not_run"]:
             console.say(f"\nTrain what is missing, by the same command:\n  {console.this_command()}")
@@ -130,7 +129,7 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
         if extra is not None and extra.is_dir():
             shutil.copytree(extra, folder, dirs_exist_ok=True)
         tracking.close_sweep(sweep.store, sweep.id, status, best, counts, Path(folder))
-    return all(row.status in DONE for row in rows)
+    return all(row.status in console.DONE for row in rows)
 
 
 def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
@@ -190,7 +189,7 @@ def _overrides(tag: str) -> list[str]:
 
 
 def _rank(row: console.SummaryRow) -> tuple[int, float]:
-    return 0 if row.status in DONE else 2 if row.status == "NOT RUN" else 1, -(row.val_accuracy or 0)
+    return 0 if row.status in console.DONE else 2 if row.status == "NOT RUN" else 1, -(row.val_accuracy or 0)
 
 
 def _counts(rows: Sequence[console.SummaryRow]) -> dict[str, int]:
@@ -210,7 +209,7 @@ def _write(folder: Path, rows: Sequence[console.SummaryRow], note: str) -> None:
         writer.writerows([console.SummaryRow._fields, *rows])
     scores: dict[str, list[float]] = {}
     for row in rows:
-        if row.status in DONE and row.val_accuracy is not None:
+        if row.status in console.DONE and row.val_accuracy is not None:
             setting = " ".join(part for part in row.swept.split() if not part.startswith(("seed=", "data.fold=")))
             scores.setdefault(setting or "all", []).append(row.val_accuracy)
     if scores:
