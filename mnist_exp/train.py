@@ -34,6 +34,7 @@ from mnist_exp.errors import (
 )
 from mnist_exp.job import check_keys, prepare_job, run_job
 from mnist_exp.sweep.jobs import stop_others
+from mnist_exp.sweep.startup import share_config_store
 from mnist_exp.sweep.summary import abandon_sweep, print_next_steps
 
 
@@ -101,6 +102,7 @@ def _arguments(given: list[str]) -> list[str]:
 def main() -> None:
     """The command; exits with 0, 1 (a run failed), 2 (invalid arguments), 130 (Ctrl-C) or 143 (SIGTERM)."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own error reports take several lines
+    share_config_store()
     if "--version" in sys.argv[1:]:  # else Hydra prints its own
         print(commands.version())
         return

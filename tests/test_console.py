@@ -102,7 +102,7 @@ def test_lines_of_runs_and_epochs_fit_into_the_terminal(narrow, capsys):
     assert capsys.readouterr().out == "nnnnnnn…nnnnnnn  val_accuracy 97.04%  test_accuracy 50.00%  14.1 s\n"
     progress = console.RunProgress("n" * 50, 10)
     progress.epoch(10, {"train_loss": 0.01234, "val_accuracy": 0.9708, "epoch_seconds": 1.0})
-    assert capsys.readouterr().err == "nnnnnnnn…nnnnnnnn  epoch 10/10  loss 0.0123  val_accuracy 97.08%  1.00 s\n"
+    assert capsys.readouterr().err == "nnnnnn…nnnnnn  epoch 10/10  loss 0.0123  val_accuracy 97.08%  1.00 s\n"
 
 
 def test_sentences_are_wrapped_on_a_terminal_only(monkeypatch, capsys, request):

@@ -36,14 +36,17 @@ def explain(error: Exception) -> str:
         said = [line for line in lines[:-1] if "Error parsing" not in line and "Lexer" not in line]
         return f"{error.override!r} is not of the form key=value{': ' * bool(said)}{''.join(said[:1])}{_quoting(error)}"
     if isinstance(cause, OmegaConfBaseException):
+        if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
+            within = str(cause.full_key or "").rpartition(".")[0]
+            keys = sorted(key for key in map(str, cause.parent_node) if f"{within}.{key}" not in REPLACED)
+            where = [] if lines[0].startswith("Could not override") else [lines[0].rstrip(".")]
+            return "; ".join([*where, f"{cause.full_key} is not a key of the config", f"valid here: {', '.join(keys)}"])
         if cause is not error:
             lines = [lines[0].rstrip("."), first_line(cause)]
         else:
             lines = [f"{cause.full_key}: {lines[0]}" if cause.full_key else lines[0]]
-        if isinstance(cause, KeyError | AttributeError) and isinstance(cause.parent_node, DictConfig):
-            within = str(cause.full_key or "").rpartition(".")[0]
-            keys = sorted(key for key in map(str, cause.parent_node) if f"{within}.{key}" not in REPLACED)
-            lines.append("its keys: " + ", ".join(keys))
+        if "does not support deletion" in lines[-1]:
+            lines = [f"{cause.full_key} cannot be deleted, every config has it"]
         elif cause.full_key and (rule := rule_of(cause.full_key)):
             lines.append(f"it must be {rule.says}")
     return "; ".join(lines)

@@ -144,8 +144,10 @@ def _node_mistakes(config: Config) -> Iterator[str]:
         yield f"{group} must be none or options under keys of their own, as {group}=[a,b] makes; got {found!r}"
     for group, place, node in nodes(config):
         if group not in unnamed:
-            yield from _target_mistakes(group, place, node)
-            yield from _value_mistakes(group, place, node)
+            found = list(_target_mistakes(group, place, node))
+            yield from found
+            named = {line.partition(" ")[0] for line in found}  # one mistake a key is enough
+            yield from (line for line in _value_mistakes(group, place, node) if line.partition(" ")[0] not in named)
 
 
 def _named(found: Any) -> bool:
@@ -182,8 +184,11 @@ def _key_mistakes(group: str, place: str, node: Mapping[str, Any], taken: Signat
     if not taken.any_keyword:
         for key in sorted(read - accepted):
             yield f"{place}._target_ must take {key}, got {target!r}"
-        for key in sorted(given - accepted - read):
-            yield f"{place}.{key} is not a key of {target}; its keys: {', '.join(sorted(accepted)) or 'none'}"
+        unknown, keys = sorted(given - accepted - read), ", ".join(sorted(accepted)) or "none"
+        if group == "model" and not is_ours(node) and len(unknown) > 1:  # those of the option that the config had
+            yield f"{target} does not take {', '.join(unknown)}; its keys: {keys}; add model=linear: it has no keys"
+        else:
+            yield from (f"{place}.{key} is not a key of {target}; its keys: {keys}" for key in unknown)
         needed &= accepted
     for key in sorted(needed - given):
         yield f"{place}.{key} is required by {target} and missing"

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from mnist_exp import console, provenance
@@ -36,6 +37,11 @@ def import_tensorflow() -> None:
             del sys.modules[UNUSED]
         gc.freeze()  # saves 0.6 s in each later collection; Keras collects when a run begins
         gc.enable()
+
+
+def share_config_store() -> None:
+    """Has Hydra use its one store of configs instead of copying it 115 times: `--help` takes 1.0 s instead of 1.8."""
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 
 def start_method() -> str:

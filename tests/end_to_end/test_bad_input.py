@@ -30,18 +30,20 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "experiment=smok": ("'experiment/smok'", "smoke, wide_mlp, workshop_mlp"),
     "trainer=fast": ("'trainer/fast'", "Available options in 'trainer': default"),
     "model=": ("'model/'", MODELS),
-    "modle=mlp": ("'modle'", "its keys:", "model, name, optimizer"),
+    "modle=mlp": ("modle is not a key of the config", "valid here: ", "model, name, optimizer"),
     "modle/x=mlp": ("'modle/x'",),
-    "model.hiden=[3]": ("'model.hiden'", "activation, batch_norm, dropout, hidden"),
-    "optimizer.lr=0.1": ("'optimizer.lr'", "learning_rate"),
-    "schedule=cosine schedule.alhpa=0.1": ("'schedule.alhpa'", "alpha"),
-    "trainer.epoch=3": ("'trainer.epoch'", TRAINER),
-    "data=digits data.pth=x": ("'data.pth'", "split_seed, train_size, validation"),
-    "tracking.url=x": ("'tracking.url'", "experiment, uri"),
-    "hydra.nope=3": ("'hydra.nope'", "sweeper"),
+    "model.hiden=[3]": ("model.hiden is not a key of the config", "activation, batch_norm, dropout, hidden"),
+    "optimizer.lr=0.1": ("optimizer.lr is not a key of the config", "learning_rate"),
+    "schedule=cosine schedule.alhpa=0.1": ("schedule.alhpa is not a key of the config", "alpha"),
+    "trainer.epoch=3": ("trainer.epoch is not a key of the config", TRAINER),
+    "data=digits data.pth=x": ("data.pth is not a key of the config", "split_seed, train_size, validation"),
+    "tracking.url=x": ("tracking.url is not a key of the config", "experiment, uri"),
+    "hydra.nope=3": ("hydra.nope is not a key of the config", "sweeper"),
     "+foo=1": ("foo is not a key of the config", "model, loss, optimizer"),
     "+trainer.steps=1": ("trainer.steps is not a key of the config", "epochs, batch_size"),
     "+model.layers=3": ("model.layers is not a key of mnist_exp.models.mlp", "activation, batch_norm, dropout, hidden"),
+    "+model.depth=3": ("model.depth is not a key of mnist_exp.models.mlp",),  # no rule of another model's key
+    "~trainer.epochs": ("trainer.epochs cannot be deleted",),
     "+optimizer.lr=0.1": ("optimizer.lr is not a key of keras.optimizers.Adam", "learning_rate"),
     "+schedule.alpha=0.1": ("schedule.alpha is not a key of mnist_exp.schedules.constant; its keys: none",),
     "+data.foo=1": ("data.foo is not a key of mnist_exp.data.digits; its keys: split_seed, validation",),
@@ -73,6 +75,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     ),
     "model._target_=mnist_exp.models.gpt": ("must name a function or class that exists, got 'mnist_exp.models.gpt'",),
     "model._target_=no.such.thing": ("must name a function or class that exists, got 'no.such.thing'",),
+    "model._target_=plain_model.build": ("plain_model.build does not take activation, batch_norm", "add model=linear"),
     "model._target_=broken.model": ("must name a function or class, but", "broken.py is not Python"),
     "~model._target_": (
         "model must name an option (cnn, lenet5, linear, mixer, mlp, residual, resnet, vit) or have a _target_",
@@ -173,7 +176,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "--config-dir not_text --config-name config": ("--config-dir not_text", "can't decode byte 0xff"),
     "--config-dir no_schema --config-name config": ("the config must have `schema` first in its defaults list",),
     "--config-dir no_group --config-name config": ("optimizer", "missing mandatory value"),
-    "--config-dir unknown_key --config-name config": ("'config'", "Key 'epoch' not in 'LoggedTrainerConfig'", TRAINER),
+    "--config-dir unknown_key --config-name config": ("'config'", "trainer.epoch is not a key of the config", TRAINER),
     "--config-dir empty --config-name config": ("the config must have `schema` first in its defaults list",),
     # data
     "data=file": ("data.path", "Missing mandatory value"),
@@ -250,6 +253,7 @@ def refused(tmp_path_factory):
     """The answers to all mistakes that need neither a store nor TensorFlow, and the folder they were made in."""
     folder = tmp_path_factory.mktemp("refused")
     (folder / "broken.py").write_text("def model(:")
+    (folder / "plain_model.py").write_text("def build(image_shape, num_classes): ...")
     for name, text in {
         "not_yaml": GOOD_CONFIG.replace("mnist_exp.models.linear}", "{"),
         "no_schema": GOOD_CONFIG.replace("schema, ", ""),
