@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.helpers import quick_hydra
 from tests.helpers.commands import end_processes, environment
+
+quick_hydra.use()
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 

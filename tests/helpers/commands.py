@@ -15,6 +15,9 @@ import psutil
 
 SHORT = "MNIST_EXP_SHORT" in os.environ  # .ci/run sets it: what is slow by repetition repeats less
 
+# So that processes that start in another folder compose as quickly.
+QUICK_HYDRA = (Path(__file__).parent / "quick_hydra.py").read_text(encoding="utf-8") + "\n\nuse()\n"
+
 # Runs batches of commands, a line of JSON each, one after the other, because each process of TensorFlow costs ten
 # seconds. Its own standard output carries the answers; what native code prints there goes to standard error.
 DRIVER = """
@@ -129,7 +132,7 @@ class Process:
         self.folder = Path(tempfile.mkdtemp(prefix="commands-"))
         with (self.folder / "errors").open("w") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-W", "error::UserWarning:hydra", "-c", DRIVER],
+                [sys.executable, "-W", "error::UserWarning:hydra", "-c", QUICK_HYDRA + DRIVER],
                 cwd=self.folder,
                 env=environment(self.folder),
                 stdin=subprocess.PIPE,
