@@ -24,7 +24,7 @@ def load_once(self, config_path):
     source = self._find_object_source(config_path, ObjectType.CONFIG)
     if source is None or source.scheme() not in ("file", "pkg"):
         return load_config(self, config_path)
-    key = (source.scheme(), source.provider, source.path, config_path)
+    key: tuple = (source.scheme(), source.provider, source.path, config_path)
     if source.scheme() == "file":
         found = os.stat(os.path.join(source.path, source._normalize_file_name(config_path)))  # noqa: PTH116, PTH118
         key += (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -46,7 +46,7 @@ def mode_if_given(self, config_name, overrides):
 
 def use():
     """Has this process compose so from now on."""
-    config_repository.ConfigRepository.load_config = load_once
+    config_repository.ConfigRepository.load_config = load_once  # type: ignore[method-assign]
     defaults_list._create_interpolation_map = map_if_used
-    Hydra.get_mode = mode_if_given
-    omegaconf.base.parse = functools.lru_cache(maxsize=10_000)(grammar_parser.parse)  # type: ignore[attr-defined]
+    Hydra.get_mode = mode_if_given  # type: ignore[method-assign]
+    omegaconf.base.parse = functools.lru_cache(maxsize=10_000)(grammar_parser.parse)
