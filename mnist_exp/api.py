@@ -3,28 +3,38 @@
 A mistake raises `RequestError` with the line that the command prints. docs/notebook.md has examples.
 """
 
+import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mnist_exp import job, provenance
-from mnist_exp.config import current_params
+from mnist_exp.config import Config, current_params
+from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import EXIT_INVALID, RequestError, RunError
 from mnist_exp.scores import higher_is_better
 from mnist_exp.sweep.startup import import_tensorflow
 
 if TYPE_CHECKING:
     import pandas as pd
+    from omegaconf import DictConfig
+    from PIL.Image import Image
 
+    from mnist_exp.analysis.predictions import Predictions
+    from mnist_exp.analysis.report import Block
+    from mnist_exp.data import Dataset
     from mnist_exp.tracking import RunInfo, Store
 
+warnings.filterwarnings("ignore", "IProgress not found")  # by MLflow's import in a notebook without ipywidgets
 EXPERIMENT = "mnist_exp"
 WORDS = {"None": None, "True": True, "False": False}
 
@@ -67,6 +77,80 @@ class Run:
             elif "." not in group:
                 found.setdefault(group, text.rpartition(".")[2])
         return found
+
+    @cached_property
+    def config(self) -> "DictConfig":
+        """The run's whole config, for example `run.config.trainer.epochs`.
+
+        Raises:
+            RequestError: the run has none, or it is a stranger's and names functions that are not allowed.
+        """
+        from omegaconf import OmegaConf
+
+        return OmegaConf.create(asdict(self._recorded_config()))
+
+    def _recorded_config(self) -> Config:
+        from mnist_exp import tracking
+
+        trusted = tracking.is_own(self.store.uri, self.stored.tags)
+        return read_config(self._file("config.yaml"), trusted=trusted)
+
+    def curves(self) -> "pd.DataFrame":
+        """The metrics of each epoch, with `step`, the epoch's number from 1, as index."""
+        import pandas as pd
+
+        from mnist_exp import tracking
+
+        curves = {name: tracking.curve(self.store.uri, self.id, name) for name in self.metrics}
+        frame = pd.DataFrame(curves).rename_axis("step").sort_index()
+        return frame[frame.index > 0].dropna(axis="columns", how="all")  # step 0: metrics of the whole run
+
+    def predictions(self) -> "Predictions":
+        """The logits of the test images, float32 (n, classes), and their true classes, (n,), as `logits` and `labels`.
+
+        Raises:
+            RequestError: the run has none, because it did not finish.
+        """
+        from mnist_exp.analysis import predictions
+
+        found = predictions.load(self.store.uri, self.id)
+        if found is None:
+            raise RequestError(f"run {self.id} has no valid artifact {predictions.FILE}")
+        return found
+
+    def dataset(self) -> "Dataset":
+        """The data set that the run was trained on: `train`, `validation` and `test`, each with `images` and `labels`.
+
+        Raises:
+            RequestError: it is not on this machine, or has changed since.
+        """
+        from mnist_exp.reproduction import replay
+
+        found = replay.load_recorded(self._recorded_config())
+        if found.fingerprint != (then := self.stored.tags["data.fingerprint"]):
+            raise RequestError(f"{found.source} has changed: its fingerprint is {found.fingerprint}, was {then}")
+        return found
+
+    def figure(self, name: str) -> "Image":
+        """A figure of the run, such as `curves`, `confusion_matrix`, `mistakes` or `samples`; a notebook shows it.
+
+        Raises:
+            RequestError: the run has no such figure.
+        """
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self._file(f"{name}.png")))
+
+    def _file(self, name: str) -> bytes:
+        from mnist_exp import tracking
+
+        found = tracking.read_files(self.store.uri, self.id, [name])
+        if name not in found:
+            others = (
+                path for path in tracking.artifact_names(self.store.uri, self.id) if path.endswith(Path(name).suffix)
+            )
+            raise RequestError(f"run {self.id} has no artifact {name}; it has: {', '.join(others) or 'none'}")
+        return found[name]
 
     def __repr__(self) -> str:
         scores = [f"{key}={self.metrics[key]:.4f}" for key in ("val_accuracy", "test_accuracy") if key in self.metrics]
@@ -113,6 +197,14 @@ class Runs(Sequence[Run]):
             frame["started"] = pd.to_datetime(frame["started"].round(3), unit="s", utc=True)
         return frame
 
+    def curves(self) -> "pd.DataFrame":
+        """A row for each run and epoch: `run` (its name), `run_id`, `step` (the epoch, from 1), and the metrics."""
+        import pandas as pd
+
+        found = [run.curves().reset_index().assign(run=run.name, run_id=run.id) for run in self]
+        frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", "run_id", "step"])
+        return frame[["run", "run_id", "step", *frame.columns.drop(["run", "run_id", "step"])]]
+
     def best(self, metric: str = "final_val_accuracy") -> Run:
         """The finished run with the best value of a metric.
 
@@ -129,6 +221,45 @@ class Runs(Sequence[Run]):
             raise RequestError(f"no finished run has the metric {metric!r}; metrics: {', '.join(known) or 'none'}")
         return (max if higher_is_better(metric) else min)(fit, key=lambda run: run.metrics[metric])
 
+    def compare(self, by: str | None = None, *, metric: str = "final_val_accuracy", top: int = 10) -> "Comparison":
+        """Compares the runs over their seeds, as `python -m mnist_exp.compare` does.
+
+        Args:
+            by: a setting whose values to compare, such as `optimizer`.
+            metric: ranks and tests the rows.
+            top: rows to show of each table.
+
+        Raises:
+            RequestError: the metric is one of the test set, no run has it, or `by` does not vary.
+        """
+        from mnist_exp import tracking
+        from mnist_exp.analysis import leaderboard, predictions, report
+
+        if not self:
+            raise RequestError("there are no runs to compare")
+        store = self[0].store
+        records, choice = tracking.search_runs(store), leaderboard.Choice(everything=True)
+        board = leaderboard.board(records, choice, metric, {run.id for run in self})
+        compared = report.examine(board, by, top, predictions.of_rows(store.uri))
+        return Comparison(tuple(report.blocks(board, compared, top)))
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What `compare` prints. A notebook shows it with formatted tables; `print` gives the command's text."""
+
+    document: "Sequence[Block]"
+
+    def __repr__(self) -> str:
+        from mnist_exp.analysis import render
+
+        return render.as_text(self.document)
+
+    def _repr_markdown_(self) -> str:
+        from mnist_exp.analysis import render
+
+        return render.as_markdown(self.document)
+
 
 def train(*overrides: str) -> Run:
     """Trains one run, as `python -m mnist_exp.train` does.
@@ -142,17 +273,20 @@ def train(*overrides: str) -> Run:
     """
     from mnist_exp import tracking
 
-    with tracking.defaults_kept():
-        composed = job.compose(overrides)
-        prepared = job.prepare_job(composed.config, composed.overrides)
-        import_tensorflow()
-        from mnist_exp.training import devices
+    try:
+        with tracking.defaults_kept():
+            composed = job.compose(overrides)
+            prepared = job.prepare_job(composed.config, composed.overrides)
+            import_tensorflow()
+            from mnist_exp.training import devices
 
-        composed.output.mkdir(parents=True)
-        with devices.settings_kept():
-            result = job.run_job(prepared, composed.output)
-        assert result is not None  # only a sweep stops its jobs
-        return Run(tracking.find_run(prepared.store.uri, result.run_id), prepared.store)
+            composed.output.mkdir(parents=True)
+            with devices.settings_kept():
+                result = job.run_job(prepared, composed.output)
+            assert result is not None  # only a sweep stops its jobs
+            return Run(tracking.find_run(prepared.store.uri, result.run_id), prepared.store)
+    except RequestError as error:
+        raise error.with_traceback(None) from None  # else a notebook shows a hundred lines of Hydra for a mistype
 
 
 def sweep(*overrides: str) -> Runs:

@@ -11,9 +11,7 @@ from mnist_exp import commands, console
 from mnist_exp.errors import RequestError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from mnist_exp.analysis.leaderboard import Board, LeaderboardRow
+    from mnist_exp.analysis.leaderboard import Board
     from mnist_exp.analysis.report import Compared
 
 # MLflow and SciPy take 2 s to import, so the functions below import them: `--help` and a mistake do not wait.
@@ -99,12 +97,7 @@ def _compare(options: argparse.Namespace) -> str:
     if options.filter is not None:
         matching = {run.run_id for run in tracking.search_runs(store, options.filter)}
     board = leaderboard.board(tracking.search_runs(store), choice, options.metric, matching)
-
-    def right(row: "LeaderboardRow") -> "np.ndarray | None":
-        found = predictions.load(store.uri, next(iter(row.runs.values())).run_id)
-        return None if found is None else found.right
-
-    compared = report.examine(board, options.by, options.top, right)
+    compared = report.examine(board, options.by, options.top, predictions.of_rows(store.uri))
     if options.html is not None:
         _write_html(store.uri, f"{store.experiment}: {board.chosen}", options, board, compared)
     if options.format == "csv":

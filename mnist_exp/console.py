@@ -5,6 +5,7 @@ between words. A pipe or a file gets every line whole.
 """
 
 import functools
+import io
 import math
 import os
 import shlex
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -30,6 +31,7 @@ from mnist_exp.redact import redact
 MAX_LINES, MAX_LETTERS = 20, 2000  # limits of `complain`, because a stranger's config may have 6,000 mistakes
 ID_LETTERS = 8  # of a run's id that are shown: commands find a run by the beginning of its id
 DONE = ("FINISHED", "SKIPPED")  # of the status of a job: it has a result
+CELL_SECONDS, CELL_WIDTH = 0.2, 100  # between two pictures of a bar in a notebook, and its columns
 SAME_SECONDS = 1.0  # a second Ctrl-C within this time is ignored
 
 
@@ -75,9 +77,11 @@ def quiet_stderr(doing: str) -> Iterator[None]:
 
 
 class RunProgress:
-    """The progress of one run: a bar on a terminal, else one line per epoch."""
+    """The progress of one run: a bar on a terminal or in a notebook, else one line per epoch."""
 
     position = ""  # of the run among those of its sweep, such as `2/4 `; set where the sweep starts a job
+    cell: Any = None  # what a notebook shows of the bar; later pictures of the bar replace it
+    drawn = 0.0  # when a notebook got the last picture
 
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs, self.validated = name, epochs, ""
@@ -106,14 +110,32 @@ class RunProgress:
         """Moves the bar to `epochs`, which may be a fraction."""
         accuracy = self.validated or f"accuracy {metrics['accuracy']:.2%}"  # of the training, in the first epoch
         self.bar.update(self.task, completed=epochs, text=f"epoch {math.ceil(epochs)}/{self.epochs} {accuracy}")
+        if self.console.is_jupyter and time.monotonic() > self.drawn + CELL_SECONDS:
+            self._draw_in_notebook()
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Shows the validation accuracy after a finished epoch, counted from 1."""
         self.validated = f"val_accuracy {metrics['val_accuracy']:.2%}"
-        if not self.console.is_terminal:
+        if self.console.is_jupyter:
+            self.bar.update(self.task, completed=epoch, text=f"epoch {epoch}/{self.epochs} {self.validated}")
+            self._draw_in_notebook()
+        elif not self.console.is_terminal:
             line = f"  epoch {epoch}/{self.epochs}  loss {metrics['train_loss']:.4f}  {self.validated}"
             line += f"  {metrics['epoch_seconds']:.2f} s"
             say(_cut(self.name, len(line), sys.stderr) + line, sys.stderr)
+
+    def _draw_in_notebook(self) -> None:
+        """Draws the bar without Rich's own way, which needs the package ipywidgets and leaves nothing in the file."""
+        from IPython.display import display
+
+        picture = Console(file=io.StringIO(), width=CELL_WIDTH, force_jupyter=False)
+        picture.print(self.bar.get_renderable())
+        content = {"text/plain": picture.file.getvalue().rstrip()}  # type: ignore[attr-defined]
+        if self.cell is None:
+            self.cell = display(content, raw=True, display_id=True)
+        else:
+            self.cell.update(content, raw=True)
+        self.drawn = time.monotonic()
 
 
 def run_line(name: str, metrics: Mapping[str, float], outcome: str) -> None:

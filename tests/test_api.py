@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import mnist_exp
-from mnist_exp import RequestError, api
+from mnist_exp import RequestError, api, compare
 from tests.helpers import tracked_runs
 
 # MLflow's, when it imports its pyfunc.
@@ -68,6 +68,34 @@ def test_a_frame_has_metrics_and_config_keys_by_their_own_names(trained):
     assert not [column for column in frame if "_target_" in column]
 
 
+def test_a_run_gives_back_its_curves_predictions_data_config_and_figures(trained):
+    folder, run, *_ = trained
+    with chdir(folder):
+        curves = run.curves()
+        assert list(curves.index) == [1, 2]
+        assert curves.loc[2, "val_accuracy"] == run.metrics["val_accuracy"]
+        assert "test_accuracy" not in curves
+        long = mnist_exp.runs().curves()
+        assert [*long.columns[:3]] == ["run", "run_id", "step"]
+        assert long["train_loss"].tolist() == curves["train_loss"].tolist()
+        assert fake().curves().empty
+        dataset, predicted = run.dataset(), run.predictions()
+        assert dataset.fingerprint == run.stored.tags["data.fingerprint"]
+        assert np.array_equal(predicted.labels, dataset.test.labels)
+        assert predicted.right.mean() == pytest.approx(run.metrics["test_accuracy"])
+        assert (run.config.trainer.epochs, run.config["model"]["hidden"]) == (2, [128])
+        assert run.figure("curves").format == "PNG"
+        with pytest.raises(RequestError, match=r"no artifact curve.png; it has: confusion_matrix.png, curves.png, "):
+            run.figure("curve")
+
+
+def test_data_that_has_changed_is_not_the_runs(trained, monkeypatch):
+    folder, run, *_ = trained
+    monkeypatch.setitem(run.stored.tags, "data.fingerprint", "other")
+    with chdir(folder), pytest.raises(RequestError, match=r"has changed: its fingerprint is .*, was other"):
+        run.dataset()
+
+
 def test_filters_choose_by_the_values_of_the_config(trained):
     with chdir(trained[0]):
         for settings, count in (
@@ -103,6 +131,20 @@ def test_the_best_run_is_finished_and_has_the_best_value():
         chosen.best("f1")
     assert [len(part) for part in (chosen[1:], chosen[:0], fake())] == [3, 0, 0]
     assert fake().frame().empty
+
+
+def test_a_comparison_is_that_of_the_command(trained, capsys):
+    folder, run, *_ = trained
+    with chdir(folder):
+        found = mnist_exp.runs().compare()
+        assert compare.main(["--run", run.id]) == 0
+        table = capsys.readouterr().out.split("\n\n")[2]
+        assert table in str(found)
+        assert "| --: |" in found._repr_markdown_()
+        with pytest.raises(RequestError, match="must not be a test metric"):
+            mnist_exp.runs().compare(metric="test_accuracy")
+        with pytest.raises(RequestError, match="there are no runs to compare"):
+            fake().compare()
 
 
 @pytest.mark.parametrize(

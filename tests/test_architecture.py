@@ -38,7 +38,7 @@ LIBRARIES = {
     "cv2": {"augment"},
     "mlflow": {"tracking"},
     "hydra": {"train", "job", "sweep", "config"},
-    "omegaconf": {"train", "sweep", "config", "experiment", "reproduction"},
+    "omegaconf": {"train", "api", "sweep", "config", "experiment", "reproduction"},
     "yaml": {"config/untrusted"},
     "optuna": {"sweep"},
     "matplotlib": {"figures"},
@@ -47,7 +47,7 @@ LIBRARIES = {
     "pandas": {"api"},
     "rich": {"console"},
     "psutil": {"provenance"},
-    "PIL": {"data/formats"},
+    "PIL": {"data/formats", "api"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Identity names these by their contents' results, such as a folder's digest, or they only record.
@@ -170,7 +170,7 @@ def declared(*extras):
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("mnist_exp", ("optuna",)),
+        ("mnist_exp", ("optuna", "notebook")),
         ("hydra_plugins", ()),
         ("tests", ("test", "optuna")),
         ("benchmarks", ("bench", "test", "optuna")),

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnist_exp.analysis.leaderboard import LeaderboardRow
+from mnist_exp.analysis.verdicts import Right
 from mnist_exp.tracking import StoreError, read_files
 
 FILE = "predictions.npz"
@@ -40,6 +42,16 @@ def load(uri: str, run_id: str) -> Predictions | None:
         return None
     fits = found.logits.ndim == 2 and found.labels.shape == found.logits.shape[:1] and len(found.labels)
     return found if fits else None
+
+
+def of_rows(uri: str) -> Right:
+    """Tells which test images the first run of a row classifies rightly, bool (n,); None without predictions."""
+
+    def right(row: LeaderboardRow) -> np.ndarray | None:
+        found = load(uri, next(iter(row.runs.values())).run_id)
+        return None if found is None else found.right
+
+    return right
 
 
 def hardest(runs: Iterable[Predictions], count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,23 @@ def find(run: str, uri: str | None) -> tuple[Record, bool]:
     return found, tracking.is_own(uri, found.tags)
 
 
+def load_recorded(config: Config) -> Dataset:
+    """The data of a run's config. If its path is gone, data of that name on this machine: its fingerprint may differ.
+
+    Raises:
+        RequestError: the data cannot be used.
+    """
+    path = config.data.get("path")
+    if path is not None and not Path(path).expanduser().exists():
+        named = Path(os.environ.get("MNIST_EXP_DATA") or ".")
+        target = config.data["_target_"]
+        if target.startswith("mnist_exp.data.") and target != "mnist_exp.data.file":
+            config.data["path"] = None  # a published data set, which is looked for or downloaded
+        elif (beside := named / Path(path).name).exists():
+            config.data["path"] = str(beside)
+    return load(config)
+
+
 def restore_code(then: Record, target: Path) -> None:
     """Write the code of a run, the user's own modules included, into a new folder.
 
@@ -74,7 +91,7 @@ def dry_run(then: Record, *, trusted: bool) -> None:
     """Print what differs between then and now, as far as that is known without TensorFlow."""
     with _config(then, trusted=trusted) as config:
         try:
-            fingerprint = _load(config).fingerprint
+            fingerprint = load_recorded(config).fingerprint
         except RequestError as error:
             console.say(f"the data cannot be compared: {error}")
             fingerprint = None
@@ -100,7 +117,7 @@ def train_again(then: Record, epochs: int | None, uri: str | None, *, trusted: b
     """
     with _config(then, trusted=trusted) as config:
         until = _epochs_to_compare(then, epochs)
-        dataset = _load(config)
+        dataset = load_recorded(config)
         factors, _ = verdict.compare_factors(then, _here(config, dataset.fingerprint))
         console.say(f"{then.source}: {'this differs here' if factors else 'nothing that was recorded differs here'}")
         for line in verdict.factor_lines(factors):
@@ -187,19 +204,6 @@ def _epochs_to_compare(then: Record, wanted: int | None) -> int:
     if wanted is not None and not 1 <= wanted <= recorded:
         raise RequestError(f"--epochs must be between 1 and the {recorded} that the run recorded, got {wanted}")
     return wanted or recorded
-
-
-def _load(config: Config) -> Dataset:
-    """The config's data. If its path is gone, data of that name on this machine: the fingerprint shows a difference."""
-    path = config.data.get("path")
-    if path is not None and not Path(path).expanduser().exists():
-        named = Path(os.environ.get("MNIST_EXP_DATA") or ".")
-        target = config.data["_target_"]
-        if target.startswith("mnist_exp.data.") and target != "mnist_exp.data.file":
-            config.data["path"] = None  # a published data set, which is looked for or downloaded
-        elif (beside := named / Path(path).name).exists():
-            config.data["path"] = str(beside)
-    return load(config)
 
 
 def _here(config: Config, fingerprint: str | None) -> Record:

@@ -1,6 +1,7 @@
 """Every start-up trick. Each saves the time beside it, measured on two cores with Python 3.11 and TensorFlow 2.21."""
 
 import gc
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -30,6 +31,7 @@ def import_tensorflow() -> None:
             import mnist_exp.builders
             import mnist_exp.figures.run
             import mnist_exp.training.trainer  # noqa: F401
+        logging.getLogger("tensorflow").setLevel(logging.WARNING)  # in a notebook TensorFlow sets it to INFO
         provenance.package_files(PACKAGE)  # read now: later edits change neither this process nor its forks
         provenance.own_code(PACKAGE)
     finally:
