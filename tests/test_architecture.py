@@ -26,7 +26,7 @@ LEVELS = (
     {"sweep", "analysis", "commands"},
     {"reproduction"},  # begins a run as a job of a sweep does
     {"job"},
-    {"train", "compare", "reproduce", "relocate", "api", "__main__"},
+    {"train", "compare", "decide", "reproduce", "relocate", "api", "__main__"},
     {"__init__"},
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
@@ -42,7 +42,7 @@ LIBRARIES = {
     "yaml": {"config/untrusted"},
     "optuna": {"sweep"},
     "matplotlib": {"figures"},
-    "scipy": {"analysis/statistics"},
+    "scipy": {"analysis/statistics", "analysis/sequential"},
     "jinja2": {"analysis/render"},
     "pandas": {"api"},
     "rich": {"console"},
@@ -130,6 +130,7 @@ QUICK = {
     "config",
     "console",
     "data",
+    "decide",
     "errors",
     "job",
     "provenance",

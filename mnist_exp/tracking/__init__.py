@@ -51,6 +51,7 @@ from mnist_exp.tracking.sweep_log import (
     join_sweep,
     open_sweep,
     stop_sweep,
+    sweep_of,
     sweep_runs,
     sweep_stopped,
     sweep_tags,

@@ -41,6 +41,18 @@ def join_sweep(store: Store, run: RunInfo, sweep: str, number: int) -> None:
         client.set_tag(run.run_id, key, f"{run.tags.get(key, '')} {number}".strip())
 
 
+def sweep_of(store: Store, process: str) -> str:
+    """The sweep that a process has begun.
+
+    Raises:
+        StoreError: it has begun none, or the store cannot be read.
+    """
+    found = search_runs(store, f"tags.kind = 'sweep' and tags.process = '{process}'")
+    if not found:
+        raise StoreError(f"tracking.uri={store.uri} has no sweep of the process {process}")
+    return found[0].tags["sweep"]
+
+
 def sweep_runs(store: Store, sweep: str) -> list[RunInfo]:
     """The runs of a sweep, oldest first, including finished runs of earlier commands that it uses."""
     return search_runs(store, sweep_filter(sweep), deleted=False)[::-1]

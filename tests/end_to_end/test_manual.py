@@ -16,7 +16,7 @@ from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
 ORDER = [
-    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md"),
+    *("getting-started.md", "comparing.md", "deciding.md", "README.md", "sweeps.md", "subsets.md"),
     *("augmentation.md", "menu.md", "search.md"),
     *("resuming.md", "presets.md", "models.md", "extending.md", "reproducing.md", "notebook.md"),
 ]
@@ -47,7 +47,8 @@ LONG = {  # checked, not trained
 }
 OWN_COMMANDS = ("mlflow ", "python -m mnist_exp --help")
 OWN_PROCESS = ("trainer.devices=", "hydra/launcher=", "--config-name")  # the first two: before TensorFlow starts
-TRAIN = ["python", "-m", "mnist_exp.train"]
+TRAIN, DECIDE = (["python", "-m", f"mnist_exp.{name}"] for name in ("train", "decide"))
+FEW_SEEDS = ["--max-seeds", "5"]  # for `decide`
 SECONDS = 900  # for a command of the manual on a busy machine
 
 
@@ -70,10 +71,10 @@ def run(page):
 def arguments(command, page):
     """The words of a command, a training command's with the overrides for a quick try."""
     words = shlex.split(command)
-    if words[:3] != TRAIN or {"--help", "--config-name"} & {*words}:
+    if words[:3] not in (TRAIN, DECIDE) or {"--help", "--config-name"} & {*words}:
         return words
     kept = [text for text in quick(page) if not ("data=" in text and any(word.startswith("data=") for word in words))]
-    return [*words, *kept, *LONG.get(command, "").split()]
+    return [*words, *kept, *LONG.get(command, "").split(), *(FEW_SEEDS if words[:3] == DECIDE else [])]
 
 
 def test_every_command_is_run_or_has_a_reason():
