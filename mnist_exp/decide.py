@@ -8,22 +8,37 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from mnist_exp import commands, console, provenance
+from mnist_exp import commands, console, job, provenance
 from mnist_exp.errors import EXIT_FAILED, EXIT_INTERRUPTED, RequestError, RunError
 from mnist_exp.redact import redact
 from mnist_exp.sweep import pair
 
 if TYPE_CHECKING:
     from mnist_exp.analysis.sequential import Samples
-    from mnist_exp.sweep.pair import Pair
+    from mnist_exp.tracking import Store
 
 # MLflow and SciPy take 2 s to import, so the functions below import them: `--help` and a mistake do not wait.
 EXPERIMENT, METRIC = "mnist_exp", "final_val_accuracy"
 MAX_SEEDS, MAX_MOST = 40, 1000
 SMALLEST = 0.1  # points of accuracy
 WIDTH = 80
+
+
+class Settings(NamedTuple):
+    """The arguments of `train` that both settings share, the first seed, the tracking URI and experiment."""
+
+    arguments: list[str]
+    seed: int
+    uri: str | None
+    experiment: str
+
+    def store(self) -> "Store":
+        """Where the runs are recorded, once there are some."""
+        from mnist_exp import tracking
+
+        return tracking.find_store(self.uri, self.experiment)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +83,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _decide(options: argparse.Namespace) -> int:
-    settings = pair.parse(options.overrides, options.config_dir)
+    settings = _settings(options.overrides, options.config_dir)
     from mnist_exp.analysis import sequential, statistics
 
     scale = 100 if "accuracy" in options.metric else 1  # accuracies lie in 0..1, their differences are given in points
@@ -77,7 +92,7 @@ def _decide(options: argparse.Namespace) -> int:
 
     def samples(seeds: int) -> "Samples":
         nonlocal sweep
-        sweep = _train(settings, seeds, options.config_dir)
+        sweep = _train(settings, seeds)
         return _scores(settings, seeds, sweep, metric)
 
     try:
@@ -94,11 +109,23 @@ def _decide(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(settings: "Pair", seeds: int, config_dir: Path | None) -> str:
+def _settings(overrides: Sequence[str], config_dir: Path | None) -> Settings:
+    """Checks both settings.
+
+    Raises:
+        RequestError: they are not two, or the config of one is invalid.
+    """
+    parsed = pair.parse(overrides)
+    search = [] if config_dir is None else [f"hydra.searchpath=[{config_dir.absolute().as_uri()}]"]
+    config, _ = (job.compose([*given, *search]).config for given in (parsed.first, parsed.second))
+    folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    return Settings([*parsed.sweep, *folder], config.seed, config.tracking.uri, config.tracking.experiment)
+
+
+def _train(settings: Settings, seeds: int) -> str:
     """Trains both settings with that many seeds, except for the finished runs; returns the name of the sweep."""
-    given = [] if config_dir is None else ["--config-dir", str(config_dir)]
     span = f"seed=range({settings.seed},{settings.seed + seeds})"
-    command = [sys.executable, "-m", "mnist_exp.train", "-m", *settings.overrides, span, *given]
+    command = [sys.executable, "-m", "mnist_exp.train", "-m", span, *settings.arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:  # each batch would print all runs and links
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number, handler in handlers.items():
@@ -116,15 +143,15 @@ def _train(settings: "Pair", seeds: int, config_dir: Path | None) -> str:
         sys.exit(code)
     from mnist_exp import tracking
 
-    return tracking.sweep_of(tracking.find_store(settings.uri, settings.experiment), identifier)
+    return tracking.sweep_of(settings.store(), identifier)
 
 
-def _scores(settings: "Pair", seeds: int, sweep: str, metric: str) -> "Samples":
+def _scores(settings: Settings, seeds: int, sweep: str, metric: str) -> "Samples":
     """The metric of both settings by seed, under their labels in tables."""
     from mnist_exp import tracking
     from mnist_exp.analysis import leaderboard
 
-    runs = tracking.sweep_runs(tracking.find_store(settings.uri, settings.experiment), sweep)
+    runs = tracking.sweep_runs(settings.store(), sweep)
     board = leaderboard.board(runs[::-1], leaderboard.Choice(sweep=sweep), metric)
     rows = [row for table in board.tables for row in table.rows]
     if len(board.tables) != 1 or len(rows) != 2:
@@ -137,7 +164,7 @@ def _scores(settings: "Pair", seeds: int, sweep: str, metric: str) -> "Samples":
     return found
 
 
-def _compare(settings: "Pair", sweep: str, metric: str) -> str:
+def _compare(settings: Settings, sweep: str, metric: str) -> str:
     """The command that shows the runs."""
     words = ["python", "-m", "mnist_exp.compare", "--sweep", sweep]
     if settings.experiment != EXPERIMENT:

@@ -1,7 +1,6 @@
 """The command `decide` on a store that a stand-in for `train` fills, and with children that end in every way."""
 
 import signal
-import sys
 import time
 
 import numpy as np
@@ -10,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from mnist_exp import decide, provenance, tracking
+from mnist_exp.errors import RequestError
 from tests.helpers import tracked_runs
 from tests.helpers.tracked_runs import METRIC
 
@@ -34,8 +34,8 @@ def trained(store, monkeypatch):
 
     done, client = Trained(), MlflowClient(store.uri)
 
-    def train(settings, seeds, config_dir):
-        assert (settings.overrides, settings.seed, config_dir) == (["model=mlp,residual"], 3, None)
+    def train(settings, seeds):
+        assert settings == (["model=mlp,residual"], 3, None, "mnist_exp")
         sweep = f"s{seeds}"
         for number, model in enumerate(done.models):
             for seed in range(3, 3 + seeds):
@@ -132,10 +132,21 @@ def test_mistakes_have_one_line(capsys, arguments, message):
 
 
 def test_the_command_to_see_the_runs():
-    settings = decide.pair.Pair([], 0, "https://me:secret@host", "mine")
+    settings = decide.Settings([], 0, "https://me:secret@host", "mine")
     assert decide._compare(settings, "s1", "val_loss") == (
         "python -m mnist_exp.compare --sweep s1 --experiment mine --tracking-uri https://host --metric val_loss"
     )
+
+
+def test_settings_with_options_of_the_user(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tiny.yaml").write_text("_target_: mnist_exp.models.linear\n")
+    given = ["model=tiny,mlp", 'tracking.uri="sqlite:///a b.db"', "tracking.experiment=x"]
+    assert decide._settings(given, tmp_path) == ([*given, "--config-dir", str(tmp_path)], 0, "sqlite:///a b.db", "x")
+    with pytest.raises(RequestError, match=r"^.*Could not find 'model/tiny'.*$"):
+        decide._settings(given, None)
+    with pytest.raises(RequestError, match=r"^trainer.epochs must be a whole number, at least 1, got -1$"):
+        decide._settings(["model=mlp,linear", "trainer.epochs=-1"], None)
 
 
 @pytest.fixture
@@ -187,11 +198,10 @@ def test_ctrl_c_reaches_the_batch_and_waits_for_it(child, capsys, tmp_path):
 
 def test_the_command_of_a_batch_and_its_sweep(child, store, tmp_path, monkeypatch):
     child(f'echo "$@" > {tmp_path}/arguments')
+    here = provenance.process()
     monkeypatch.setattr(decide.provenance, "process", lambda pid: here)
-    here = provenance.environment.process()
     tracking.open_sweep(store, "mine", "command", 10)
-    settings = decide.pair.Pair(["model=mlp,residual"], 3, None, "mnist_exp")
-    assert decide._train(settings, 10, tmp_path) == "mine"
-    words = f"-m mnist_exp.train -m model=mlp,residual seed=range(3,13) --config-dir {tmp_path}\n"
+    settings = decide.Settings(["model=mlp,residual", "--config-dir", "x"], 3, None, "mnist_exp")
+    assert decide._train(settings, 10) == "mine"
+    words = "-m mnist_exp.train -m seed=range(3,13) model=mlp,residual --config-dir x\n"
     assert (tmp_path / "arguments").read_text() == words
-    assert sys.executable == str(tmp_path / "python")

@@ -1,14 +1,12 @@
-"""Two settings that `decide` compares: the command line that gives them, and where their runs are recorded."""
+"""The command line of `decide`: one override has two values, the settings to compare."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 
-from mnist_exp.config import CONF_DIR, explain
+from mnist_exp.config import explain
 from mnist_exp.errors import RequestError
 from mnist_exp.sweep import grid
 
@@ -25,20 +23,15 @@ EXAMPLE = "such as model=mlp,residual"
 
 
 class Pair(NamedTuple):
-    """Overrides without the seed, one of them with two values; the first seed; the tracking URI and experiment."""
+    """The overrides of a sweep without its seeds, and those of a single run of each setting."""
 
-    overrides: list[str]
-    seed: int
-    uri: str | None
-    experiment: str
+    sweep: list[str]
+    first: list[str]
+    second: list[str]
 
 
-def parse(overrides: Sequence[str], config_dir: Path | None) -> Pair:
+def parse(overrides: Sequence[str]) -> Pair:
     """Reads the overrides of a decision.
-
-    Args:
-        overrides: Hydra's, as for a sweep.
-        config_dir: folder with options of the user.
 
     Raises:
         RequestError: not exactly one override has two values, or an override does not go with a decision.
@@ -47,27 +40,19 @@ def parse(overrides: Sequence[str], config_dir: Path | None) -> Pair:
         parsed = grid.last_of_each_key(OverridesParser.create().parse_overrides(list(overrides)))
     except Exception as error:  # Hydra passes on errors of several libraries
         raise RequestError(explain(error)) from error
-    keys = [override.get_key_element() for override in parsed]
-    for override, key in zip(parsed, keys, strict=True):
-        if key in EXCLUDED:
+    for override in parsed:
+        if (key := override.get_key_element()) in EXCLUDED:
             raise RequestError(f"{override.input_line}: {EXCLUDED[key]}")
     values = [_values(override) for override in parsed]
-    several = [override.input_line for override, found in zip(parsed, values, strict=True) if len(found) > 1]
+    several = [number for number, found in enumerate(values) if len(found) > 1]
+    texts = [override.input_line or "" for override in parsed]
     if len(several) != 1:
-        raise RequestError(f"one override must have two values, {EXAMPLE}, got {' and '.join(several) or 'none'}")
-    (compared,) = (found for found in values if len(found) > 1)
-    if len(compared) != 2:
-        raise RequestError(f"{several[0]}: a decision is between two values, {EXAMPLE}, got {len(compared)}")
-    kept = [override.input_line for override, key in zip(parsed, keys, strict=True) if key != "seed"]
-    search = [] if config_dir is None else [f"hydra.searchpath=[{config_dir.absolute().as_uri()}]"]
-    try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            _, config = (
-                compose("train", [*(found[number % len(found)] for found in values), *search]) for number in (1, 0)
-            )
-        return Pair(kept, config.seed, config.tracking.uri, config.tracking.experiment)
-    except Exception as error:  # as above
-        raise RequestError(explain(error)) from error
+        given = " and ".join(texts[number] for number in several) or "none"
+        raise RequestError(f"one override must have two values, {EXAMPLE}, got {given}")
+    if (count := len(values[several[0]])) != 2:
+        raise RequestError(f"{texts[several[0]]}: a decision is between two values, {EXAMPLE}, got {count}")
+    kept = [text for text, override in zip(texts, parsed, strict=True) if override.get_key_element() != "seed"]
+    return Pair(kept, [found[0] for found in values], [found[-1] for found in values])
 
 
 def _values(override: Override) -> list[str]:
