@@ -8,6 +8,7 @@ import functools
 import io
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -149,7 +150,7 @@ def run_line(name: str, metrics: Mapping[str, float], outcome: str) -> None:
 def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
     """Prints the runs of a sweep, in the given order, to standard output, and below them why some failed.
 
-    A name says what the sweep varies in its run. Only if several rows have one name, their overrides follow it.
+    Where a name does not say what the sweep varies in its run, the overrides stand in its place.
     """
     table = [("val_accuracy", "test_accuracy", "training (s)", "run id")]
     for row in rows:
@@ -158,18 +159,30 @@ def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
         table.append((validation, test, "reused" if row.status == "SKIPPED" else seconds, row.run_id[:ID_LETTERS]))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     results = ["".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) for cells in table]
-    unique = len({row.name for row in rows}) == len(rows)
-    names = ["run", *(row.name if unique else f"{row.name} {row.swept}" for row in rows)]
-    names = [_cut(name, len(results[0]), sys.stdout) for name in names]
+    labels, overrides = [row.name for row in rows], [shortened(row.swept) for row in rows]
+    values = [[text.partition("=")[2] for text in swept.split()] for swept in overrides]
+    if len({*labels}) < len(rows) or any(v not in row.name for row, own in zip(rows, values, strict=True) for v in own):
+        labels = [swept or row.name for swept, row in zip(overrides, rows, strict=True)]
+    names = [_cut(name, len(results[0]), sys.stdout) for name in ("run", *labels)]
     room = max(map(cell_len, names))
     styles = ["bold", *({"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red") for row in rows)]
     console = Console(highlight=False, markup=False)
     console.print(printable(title), soft_wrap=True)
     for name, result, style in zip(names, results, styles, strict=True):
         console.print((name + " " * (room - cell_len(name)) + result).rstrip(), style=style, soft_wrap=True)
-    for row in rows:
+    for label, row in zip(labels, rows, strict=True):
         if row.error:
-            tell(f"{row.name} failed: {row.error}")
+            tell(f"{label} failed: {row.error}")
+
+
+def shortened(overrides: str) -> str:
+    """Overrides for a table: keys without their group, numbers of more than five digits with four.
+
+    >>> shortened("optimizer.learning_rate=0.008144886973076106 seed=3")
+    'learning_rate=0.008145 seed=3'
+    """
+    text = re.sub(r"[^\s=]+\.(?=\w+=)", "", overrides)
+    return re.sub(r"(?<==)0?\.\d{6,}(?= |$)", lambda found: f"{float(found[0]):.4g}", text)
 
 
 def outcome(row: SummaryRow) -> str:

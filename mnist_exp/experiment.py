@@ -135,7 +135,9 @@ def run(
         # Before anything is written or sent that may fail.
         log.metrics(0, final)
         epochs = len(fitted.history["train_loss"])
-        early = f", {epochs} epochs" if epochs < training.epochs else ""  # a callback ended the training
+        early = (
+            f", {epochs} of {training.epochs} epochs" if epochs < training.epochs else ""
+        )  # a callback ended the training
         console.run_line(name, final, f"{fitted.seconds:.1f} s{early}")
         _write_results(log.folder, experiment, training, fitted, scored)
         _write_range_test(log.folder, name, training)

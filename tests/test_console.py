@@ -89,11 +89,16 @@ def test_a_row_of_the_table_fits_into_the_terminal(narrow, capsys):
     ]
 
 
-def test_a_pipe_gets_whole_names_and_overrides_if_names_are_equal(capsys):
-    console.sweep_table("sweep A", [row._replace(name="a name of more than 35 letters: s0") for row in ROWS[:2]])
+def test_a_pipe_gets_whole_names_and_rows_of_one_name_their_overrides(capsys):
+    console.sweep_table("sweep A", ROWS[1:2])
+    rates = ("optimizer.learning_rate=0.008144886973076106 seed=0", "optimizer.learning_rate=0.01 seed=0")
+    console.sweep_table("sweep B", [row._replace(name="x", swept=text) for row, text in zip(ROWS, rates, strict=False)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition("  ")[0] for line in lines[2:]] == [
-        f"a name of more than 35 letters: s0 seed={seed}" for seed in (0, 1)
+    names = [lines[n].partition("  ")[0] for n in (2, 5, 6)]
+    assert names == [
+        "a name of 35 letters with a seed s1",
+        "learning_rate=0.008145 seed=0",
+        "learning_rate=0.01 seed=0",
     ]
 
 

@@ -56,8 +56,8 @@ class SweepCallback(Callback):
             if job.config.init_from is not None:
                 job.config.init_from = tracking.find_finished(store.uri, job.config.init_from)
         tracking.end_dead_runs(store)
-        here, noun = "BasicLauncher" in config.hydra.launcher._target_, "ends of the space" if asked else "runs"
-        jobs.check_models(checked, datasets, store, here=here, noun=noun)
+        here = "BasicLauncher" in config.hydra.launcher._target_
+        jobs.check_models(checked, datasets, store, here=here, search=bool(asked))
         if first.sweep.preflight == "only":
             for number, job in enumerate(checked):
                 console.say(f"{number:>4}  {run_name(job.config)}  {job.swept}")

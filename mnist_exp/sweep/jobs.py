@@ -140,7 +140,7 @@ def load_all(jobs: Sequence[Job]) -> dict[str, Dataset]:
     return datasets
 
 
-def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: Any, *, here: bool, noun: str) -> None:
+def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: Any, *, here: bool, search: bool) -> None:
     """Builds each model without its weights, and prints how many runs, parameters, minutes and megabytes are to come.
 
     Args:
@@ -148,7 +148,7 @@ def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: An
         datasets: what `load_all` returned for them.
         store: the `tracking.Store` in which finished runs are looked for.
         here: whether this machine runs the jobs, so that they get its devices and its memory.
-        noun: `runs` or another word for the jobs.
+        search: whether the jobs are no runs, but the corners of a search space.
 
     Raises:
         ConfigError: one line for each model or optimizer that cannot be built.
@@ -165,10 +165,10 @@ def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: An
             again.update(filter(None, [reuse.outdated(experiment, alike)]))
         missing.append((job.config, dataset, job.swept))
     before = f", {len(jobs) - len(missing)} of them finished before" if len(missing) < len(jobs) else ""
-    message = f"{len(jobs)} {noun}{before}"
-    for different, count in again.items():
+    message = f"{len(jobs)} corners of the search space" if search else f"{len(jobs)} runs{before}"
+    for different, count in again.items() if not search else ():
         console.tell(
-            f"preflight: for {count} {noun} there are finished ones of the same config, but {different}: trained again",
+            f"preflight: {count} of {len(jobs)} runs are trained again, because the finished ones have {different}",
             sys.stderr,
         )
     if missing:
@@ -181,7 +181,7 @@ def check_models(jobs: Sequence[Job], datasets: Mapping[str, Dataset], store: An
         sizes = preflight.models(missing, provenance.memory() if here else None)
         sized = [(config, dataset, size) for (config, dataset, _), size in zip(missing, sizes, strict=True)]
         span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
-        message += f"; models of {span} parameters; {preflight.plan(sized, store)}"
+        message += f"; models of {span} parameters" + ("" if search else f"; {preflight.plan(sized, store)}")
     console.tell(f"preflight: {message}", sys.stderr)
 
 

@@ -189,7 +189,7 @@ class OptunaSearch(Search):
         self.folder.mkdir(parents=True, exist_ok=True)
         for trial in self.study.best_trials[:10]:  # several if objectives conflict
             scores = "  ".join(map("{} {:.4g}".format, self.objective, trial.values))
-            console.say(
+            console.tell(
                 f"best of study {self.study_name}: {' '.join(self._overrides(trial.params))}  {scores}", sys.stderr
             )
         for i, name in enumerate(self.objective):

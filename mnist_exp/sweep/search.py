@@ -194,7 +194,8 @@ class Search(ABC):
                 values = _mean(results[i * len(self.seeds) : (i + 1) * len(self.seeds)], len(self.objective))
                 self.tell(trial, values)
                 scores = "failed" if values is None else "  ".join(map("{} {:.4g}".format, self.objective, values))
-                console.say(f"trial {asked + i + 1}/{total}  {' '.join(trial.overrides)}  {scores}", sys.stderr)
+                point = console.shortened(" ".join(trial.overrides))
+                console.tell(f"trial {asked + i + 1}/{total}  {point}  {scores}", sys.stderr)
             asked += len(batch)
         self.finish()
 

@@ -134,10 +134,7 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
 
 def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
     """Prints commands that go on from a run, or from a sweep and its best run."""
-    from mnist_exp.tracking.store import resolve_uri
-
-    where = [] if store.uri == resolve_uri(None) else ["--tracking-uri", store.uri]
-    lines, which = [], "this run"
+    lines, which, where = [], "this run", store.arguments
     if sweep is not None:
         experiment = [] if store.experiment == EXPERIMENT else ["--experiment", store.experiment]
         compare = console.command("mnist_exp.compare", "--sweep", sweep, *experiment, *where)

@@ -36,6 +36,10 @@ logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it also raise
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 
 
+DEFAULT_URI = "sqlite:///mlflow.db"
+GIVEN_URI = os.environ.get("MLFLOW_TRACKING_URI")  # the user's: MLflow sets the variable when it opens a store
+
+
 class _Artifacts(LocalArtifactRepository):
     """Finds an artifact folder also after it was moved together with the database."""
 
@@ -74,6 +78,12 @@ class Store(NamedTuple):
         runs = quote(sweep_filter(sweep), safe="'")
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
         return f"{self._ui}/#/experiments/{self.experiment_id}/runs?{query}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """The option by which another command finds this store; none for the store that it takes by default."""
+        default = database.resolved(GIVEN_URI or DEFAULT_URI)
+        return [] if self.uri == default else ["--tracking-uri", self.uri]
 
     def run_link(self, run_id: str) -> str:
         """Address of a run's page."""
@@ -139,7 +149,7 @@ def defaults_kept() -> Iterator[None]:
 
 def resolve_uri(uri: str | None) -> str:
     """The given URI, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`, with an absolute path."""
-    return database.resolved(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    return database.resolved(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
 
 
 @functools.cache

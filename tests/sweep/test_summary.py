@@ -1,5 +1,6 @@
 """A sweep's own run: its table, how it is closed and abandoned; `test_train` runs whole sweeps."""
 
+import sys
 from types import SimpleNamespace
 
 import mlflow
@@ -93,3 +94,25 @@ def test_a_store_that_is_gone_when_a_sweep_is_abandoned_is_said_in_a_line(under_
         monkeypatch.setattr(tracking, name, gone)
     assert summary.abandon_sweep("KILLED")
     assert capsys.readouterr().err == "error: tracking.uri=x cannot be used: gone\n"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["default store", "another store"])
+def test_next_steps_are_commands_that_find_the_run(elsewhere, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "mnist_exp.train"])
+    uri = f"sqlite:///{tmp_path}/{'other' if elsewhere else 'mlflow'}.db"
+    store = tracking.Store(uri, "mine" if elsewhere else "mnist_exp", "7")
+    summary.print_next_steps(store, "98f5427a" * 4, "A")
+    where = f" --tracking-uri {uri}" if elsewhere else ""
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("  python")] == [
+        f"  python -m mnist_exp.compare --sweep A{' --experiment mine' if elsewhere else ''}{where}",
+        f"  python -m mnist_exp.compare show 98f5427a{where}",
+        f"  python -m mnist_exp.reproduce 98f5427a{where}",
+        f"  python -m mlflow ui{f' --backend-store-uri {uri}' if elsewhere else ''}",
+    ]
+    assert lines[-1] == f"  then open {store.ui_link('A')}"
+    summary.print_next_steps(store, "98f5427a" * 4)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"  then open http://127.0.0.1:5000/#/experiments/7/runs/{'98f5427a' * 4}"
+    assert "compare --sweep" not in "".join(lines)
