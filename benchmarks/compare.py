@@ -25,13 +25,14 @@ said = " ".join(sys.argv[1:]) or "no arguments"
 print(f"{seconds:.2f} s ({cpu:.2f} s of a core), {peak:.0f} MiB at most, exit {code}: {said}")
 assert "tensorflow" not in sys.modules
 """
+RUNS = 10_000
 
 
-def main(runs: int = 10_000) -> None:
+def main() -> None:
     """Make the store in a temporary folder and measure; print a line for each command."""
     with tempfile.TemporaryDirectory() as name:
-        database = store.make(Path(name), runs)
-        print(f"{runs:,} runs, {database.stat().st_size / 2**20:.0f} MiB")
+        database = store.make(Path(name), RUNS)
+        print(f"{RUNS:,} runs, {database.stat().st_size / 2**20:.0f} MiB")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
         everything = ["--experiment", "mnist_exp"]

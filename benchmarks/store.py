@@ -75,20 +75,19 @@ def _write_run(
     run, start = uuid.UUID(int=number, version=4).hex, 1_700_000_000_000 + 60_000 * number
     metrics = list(results(given, random))
     latest = [metric for metric in metrics if metric[2] in (0, EPOCHS)]
-    rows = {
-        "params (key, value, run_uuid)": [(key, value, run) for key, value in given.items()],
-        "tags (key, value, run_uuid)": [(key, value, run) for key, value in tags.items()],
-        "metrics (key, value, step, timestamp, is_nan, run_uuid)": [(*metric, start, 0, run) for metric in metrics],
-        "latest_metrics (key, value, step, timestamp, is_nan, run_uuid)": [(*m, start, 0, run) for m in latest],
-    }
     connection.execute(
         "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, experiment_id, "
         "artifact_uri, user_id, source_type) VALUES (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'me', 'LOCAL')",
         (run, name, start, start + 50_000, experiment, f"mlruns/{experiment}/{run}/artifacts"),
     )
-    for table, values_of_rows in rows.items():
-        places = ", ".join("?" * len(values_of_rows[0]))
-        connection.executemany(f"INSERT INTO {table} VALUES ({places})", values_of_rows)
+    for table, texts in (("params", given), ("tags", tags)):
+        rows = [(key, value, run) for key, value in texts.items()]
+        connection.executemany(f"INSERT INTO {table} (key, value, run_uuid) VALUES (?, ?, ?)", rows)
+    for table, points in (("metrics", metrics), ("latest_metrics", latest)):
+        rest = f"{start}, 0, '{run}'"
+        connection.executemany(
+            f"INSERT INTO {table} (key, value, step, timestamp, is_nan, run_uuid) VALUES (?, ?, ?, {rest})", points
+        )
 
 
 def results(given: dict[str, str], random: np.random.Generator) -> Iterator[tuple[str, float, int]]:

@@ -5,7 +5,9 @@ sends the record to the store, so that a slow or unreachable store costs neither
 """
 # ruff: noqa: F401 - the imports below are the public names
 
+import importlib.util
 import os
+from typing import TYPE_CHECKING, Any
 
 # Set before MLflow is imported, which reads some of them only then. Its own defaults block for four minutes when a
 # server is gone, and report usage over the network.
@@ -32,7 +34,6 @@ from mnist_exp.tracking.queries import (
     search_runs,
     similar_runs,
 )
-from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, tracked_run
 from mnist_exp.tracking.store import (
     Store,
     defaults_kept,
@@ -43,16 +44,29 @@ from mnist_exp.tracking.store import (
     open_store,
     relocate,
 )
-from mnist_exp.tracking.sweep_log import (
-    close_sweep,
-    end_left_runs,
-    end_sweep,
-    job_numbers,
-    join_sweep,
-    open_sweep,
-    stop_sweep,
-    sweep_of,
-    sweep_runs,
-    sweep_stopped,
-    sweep_tags,
-)
+
+if TYPE_CHECKING:
+    from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, tracked_run
+    from mnist_exp.tracking.sweep_log import (
+        close_sweep,
+        end_left_runs,
+        end_sweep,
+        job_numbers,
+        join_sweep,
+        open_sweep,
+        stop_sweep,
+        sweep_of,
+        sweep_runs,
+        sweep_stopped,
+        sweep_tags,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the modules that record runs when they are first used, because MLflow takes 2 s to import."""
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
+        for part in ("run_log", "sweep_log"):
+            names = vars(importlib.import_module(f"{__name__}.{part}"))
+            if name in names:
+                return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

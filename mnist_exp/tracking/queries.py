@@ -1,43 +1,27 @@
 """Finds runs and reads what they recorded."""
 
 import gc
-import math
 import re
-import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-from mlflow.entities import Run, ViewType
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mnist_exp.provenance import is_here
-from mnist_exp.tracking import database
+from mnist_exp.tracking import database, tables
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.store import Store, existing, reading, resolve_uri
+from mnist_exp.tracking.store import Store, existing, experiments, reading, resolve_uri, store_errors
+from mnist_exp.tracking.tables import RunInfo, unclipped
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
-class RunInfo(NamedTuple):
-    """A run in the store, without its curves and artifacts."""
-
-    run_id: str
-    name: str
-    status: str  # RUNNING, FINISHED, FAILED or KILLED
-    deleted: bool
-    start_time: float  # seconds since 1970
-    end_time: float | None  # None while it runs
-    params: dict[str, str]
-    metrics: dict[str, float]  # last values
-    tags: dict[str, str]  # without MLflow's own
-    experiment_id: str = ""
-    artifact_uri: str = ""
-
-
-def run_info(run: Run) -> RunInfo:
+def run_info(run: "Run") -> RunInfo:
     """Convert MLflow's type."""
     info, data = run.info, run.data
-    largest = sys.float_info.max  # as which MLflow stores infinity in a database
-    metrics = {key: math.copysign(math.inf, x) if abs(x) >= largest else x for key, x in data.metrics.items()}
     return RunInfo(
         info.run_id,
         info.run_name or "",
@@ -46,7 +30,7 @@ def run_info(run: Run) -> RunInfo:
         (info.start_time or 0) / 1000,
         None if info.end_time is None else info.end_time / 1000,
         dict(data.params),
-        metrics,
+        {key: unclipped(value) for key, value in data.metrics.items()},
         {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
         info.experiment_id,
         info.artifact_uri or "",
@@ -60,17 +44,8 @@ def find_run(uri: str | None, wanted: str) -> RunInfo:
         StoreError: the store cannot be used, has no such run or several, or the run was deleted.
     """
     uri = existing(uri)
-    found: list[Run] = []
-    with reading(uri) as client:
-        stages = {e.experiment_id: e.lifecycle_stage for e in client.search_experiments(ViewType.ALL)}
-        if re.fullmatch("[0-9a-f]{1,32}", wanted):
-            found = list(client.search_runs(list(stages), f"attributes.run_id LIKE '{wanted}%'", ViewType.ALL))
-        quote_with = "'" if "'" not in wanted else '"'
-        if not found and quote_with not in wanted:
-            name = f"attributes.run_name = {quote_with}{wanted}{quote_with}"
-            found = list(client.search_runs(list(stages), f"{name} and tags.kind = 'run'", ViewType.ALL))
-    runs = [run_info(run) for run in found]
-    runs = [run for run in runs if not run.deleted] or runs
+    found = _named(uri, wanted)
+    runs = [run for run in found if not run.deleted] or found
     if len(runs) != 1:
         named = "; ".join(f"{run.run_id} {run.name} {run.status}" for run in runs[:10])
         several = f"{len(runs)} runs match {wanted!r}, name one by its id: {named}"
@@ -78,11 +53,33 @@ def find_run(uri: str | None, wanted: str) -> RunInfo:
     run = runs[0]
     if run.deleted:
         what, key, id_ = "runs", "run", run.run_id
-        if stages[run.experiment_id] != "active":
+        if experiments(uri)[run.experiment_id][1] != "active":
             what, key, id_ = "experiments", "experiment", run.experiment_id
         restore = f"`mlflow {what} restore --{key}-id {id_}` restores it"
         raise StoreError(f"run {run.run_id} ({run.name}) was deleted; {restore}")
     return run
+
+
+def _named(uri: str, wanted: str) -> list[RunInfo]:
+    """Runs of any experiment whose ids begin with the text, or else the trained runs of this name."""
+    is_id = re.fullmatch("[0-9a-f]{1,32}", wanted) is not None
+    if database.file_of(uri) is not None:
+        with store_errors(uri):
+            found = tables.runs(uri, "run_uuid LIKE ?", f"{wanted}%") if is_id else []
+            return found or [run for run in tables.runs(uri, "name = ?", wanted) if run.tags.get("kind") == "run"]
+    from mlflow.entities import ViewType
+
+    every = list(experiments(uri))
+    queries = [f"attributes.run_id LIKE '{wanted}%'"] if is_id else []
+    quote_with = "'" if "'" not in wanted else '"'
+    if quote_with not in wanted:
+        queries.append(f"attributes.run_name = {quote_with}{wanted}{quote_with} and tags.kind = 'run'")
+    with reading(uri) as client:
+        for query in queries:
+            matching = client.search_runs(every, query, ViewType.ALL)
+            if matching:
+                return [run_info(run) for run in matching]
+    return []
 
 
 def is_own(uri: str | None, tags: Mapping[str, str]) -> bool:
@@ -129,6 +126,12 @@ def search_runs(store: Store, query: str = "", *, deleted: bool = True) -> list[
     Raises:
         StoreError: the store cannot be read, or MLflow rejects the query.
     """
+    if not query and database.file_of(store.uri) is not None:
+        with store_errors(store.uri):
+            condition = "experiment_id = ?" + ("" if deleted else " AND lifecycle_stage = 'active'")
+            return tables.runs(store.uri, condition, int(store.experiment_id))
+    from mlflow.entities import ViewType
+
     view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     runs: list[RunInfo] = []
     page: str | None = None
@@ -152,12 +155,27 @@ def read_files(uri: str | None, run_id: str, names: Collection[str]) -> dict[str
     Raises:
         StoreError: they cannot be read.
     """
-    with reading(uri) as client, tempfile.TemporaryDirectory() as scratch:
-        for entry in client.list_artifacts(run_id):
-            if entry.path in names:
-                client.download_artifacts(run_id, entry.path, scratch)
-        paths = (path for path in Path(scratch).rglob("*") if path.is_file())
-        return {path.relative_to(scratch).as_posix(): path.read_bytes() for path in paths}
+    folder = _artifact_folder(uri, run_id)
+    with store_errors(resolve_uri(uri)), tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            folder = Path(scratch)
+            with reading(uri) as client:
+                for entry in client.list_artifacts(run_id):
+                    if entry.path in names:
+                        client.download_artifacts(run_id, entry.path, scratch)
+        paths = (path for name in names for path in (folder / name, *(folder / name).rglob("*")) if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _artifact_folder(uri: str | None, run_id: str) -> Path | None:
+    """The folder of a run's artifacts if store and artifacts are files of this machine, else None."""
+    if database.file_of(resolve_uri(uri)) is None:
+        return None
+    place = place_of_artifacts(uri, run_id)
+    location = urlsplit(place)
+    if location.scheme == "file":
+        return Path(url2pathname(location.path))
+    return None if location.scheme else Path(place)
 
 
 def place_of_artifacts(uri: str | None, run_id: str) -> str:
@@ -166,10 +184,16 @@ def place_of_artifacts(uri: str | None, run_id: str) -> str:
     Raises:
         StoreError: the store cannot be read.
     """
-    with reading(uri) as client:
-        location = str(client.get_run(run_id).info.artifact_uri)
-    path = database.file_of(resolve_uri(uri))
-    return location if path is None else database.lies_at(location, path)
+    uri = resolve_uri(uri)
+    path = database.file_of(uri)
+    if path is None:
+        with reading(uri) as client:
+            return str(client.get_run(run_id).info.artifact_uri)
+    with store_errors(uri):
+        found = tables.runs(uri, "run_uuid = ?", run_id)
+    if not found:
+        raise StoreError(f"there is no run {run_id} in {uri}")
+    return database.lies_at(found[0].artifact_uri, path)
 
 
 def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:
@@ -184,6 +208,9 @@ def download(uri: str | None, run_id: str, name: str, folder: Path) -> Path:
 
 def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
     """A metric of a run by epoch; the last value if an epoch has several."""
+    if database.file_of(uri) is not None:
+        with store_errors(uri):
+            return tables.curve(uri, run_id, metric)
     with reading(uri) as client:
         history = client.get_metric_history(run_id, metric)
     return {point.step: point.value for point in sorted(history, key=lambda point: (point.step, point.timestamp))}
@@ -191,5 +218,9 @@ def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
 
 def artifact_names(uri: str, run_id: str) -> list[str]:
     """Names of a run's artifacts: files and folders of the top level."""
+    folder = _artifact_folder(uri, run_id)
+    if folder is not None:
+        with store_errors(uri):
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     with reading(uri) as client:
         return [file.path for file in client.list_artifacts(run_id)]

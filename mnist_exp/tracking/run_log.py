@@ -32,14 +32,17 @@ from mnist_exp.tracking.queries import run_info, search_runs
 from mnist_exp.tracking.resume import reopen, resumable, run_folder
 from mnist_exp.tracking.sender import Sender
 from mnist_exp.tracking.store import (
-    STORE_ERRORS,
     Store,
     delayed_signals,
+    store_error_types,
     store_errors,
     store_message,
     uninterrupted,
     writing,
 )
+
+STORE_ERRORS = store_error_types()
+WRITE_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, RunError)
 
 
 class RunGone(RunError):
@@ -356,7 +359,7 @@ def _close(log: RunLog, status: str) -> None:
             except BaseException:
                 log.give_up("KILLED" if signals else "FAILED" if status == "FINISHED" else status)
                 raise
-    except (*STORE_ERRORS, RunError) as error:
+    except WRITE_ERRORS as error:
         message = f"the tracking store did not accept the end of run {log.run_id}: its record is in {log.record.parent}"
         message += f": {store_message(error)}"
         if status == "FINISHED":

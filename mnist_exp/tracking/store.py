@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import importlib.util
 import logging
 import os
 import re
@@ -12,45 +13,35 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-import mlflow
-from mlflow.entities import Experiment
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact import artifact_repository_registry
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.tracking import fluent
-from mlflow.tracking._tracking_service import utils
 from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp.console import command, say
 from mnist_exp.errors import first_line
 from mnist_exp.redact import redact
-from mnist_exp.tracking import database
+from mnist_exp.tracking import database, tables
 from mnist_exp.tracking.database import StoreError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it also raises the errors whose traceback it logs
-# Raised by a store that is unreachable, full or invalid; ImportError if the driver of a database is not installed.
-STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
-
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 GIVEN_URI = os.environ.get("MLFLOW_TRACKING_URI")  # the user's: MLflow sets the variable when it opens a store
 
 
-class _Artifacts(LocalArtifactRepository):
-    """Finds an artifact folder also after it was moved together with the database."""
+def store_error_types() -> tuple[type[Exception], ...]:
+    """Errors of a store that is unreachable, full or invalid; ImportError if a database's driver is not installed.
 
-    def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
-        path = database.file_of(tracking_uri or "")
-        here = artifact_uri if path is None else database.lies_at(artifact_uri, path)
-        super().__init__(here, tracking_uri, registry_uri)
-
-
-for _scheme in ("", "file"):
-    artifact_repository_registry._artifact_repository_registry.register(_scheme, _Artifacts)
+    MLflow's own error is among them once MLflow is imported.
+    """
+    imported = sys.modules.get("mlflow.exceptions")
+    return (SQLAlchemyError, sqlite3.Error, OSError, ImportError, *([imported.MlflowException] if imported else []))
 
 
 class Store(NamedTuple):
@@ -98,6 +89,8 @@ def import_database() -> None:
     """Import the modules that MLflow imports when it first opens a database, which takes half a second."""
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
+    import mnist_exp.tracking.client  # noqa: F401
+
 
 def open_store(uri: str | None, experiment: str) -> Store:
     """Open the store and the experiment; the first use creates them.
@@ -109,6 +102,8 @@ def open_store(uri: str | None, experiment: str) -> Store:
     Raises:
         StoreError: the store cannot be reached, read or written, or the experiment was deleted.
     """
+    from mnist_exp.tracking.client import mlflow
+
     uri = resolve_uri(uri)
     path = database.file_of(uri)
     mlflow.set_tracking_uri(uri)
@@ -133,6 +128,10 @@ def defaults_kept() -> Iterator[None]:
 
     They are the tracking URI and the experiment, each also as an environment variable.
     """
+    import mlflow
+    from mlflow.tracking import fluent
+    from mlflow.tracking._tracking_service import utils
+
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
     variables = {name: os.environ.get(name) for name in names}
     uri, experiment = utils._tracking_uri, fluent._active_experiment_id
@@ -154,10 +153,17 @@ def resolve_uri(uri: str | None) -> str:
 
 @functools.cache
 def _schema() -> str:
-    """The schema version that the installed MLflow requires."""
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    return str(_get_latest_schema_revision())
+    """The schema version that the installed MLflow requires: the migration after which no other one comes."""
+    package = importlib.util.find_spec("mlflow")  # which does not import it
+    assert package is not None
+    files = Path(str(package.origin)).parent.joinpath("store", "db_migrations", "versions").glob("*.py")
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    revisions, earlier = (
+        {found for text in texts for found in re.findall(rf"""^{name} = ["'](\w+)["']""", text, re.MULTILINE)}
+        for name in ("revision", "down_revision")
+    )
+    (latest,) = revisions - earlier
+    return latest
 
 
 def _create_database(path: Path) -> None:
@@ -168,9 +174,13 @@ def _create_database(path: Path) -> None:
         SqlAlchemyStore(database.uri_of(new), str(path.parent / database.ARTIFACTS)).engine.dispose()
 
 
-def _create_experiment(uri: str, name: str) -> Experiment:
+def _create_experiment(uri: str, name: str) -> "Experiment":
     """Create an experiment with its artifacts beside its database, not in this process's working directory."""
-    path, client = database.file_of(uri), mlflow.MlflowClient(uri)
+    from mlflow.exceptions import MlflowException
+
+    from mnist_exp.tracking.client import client_of
+
+    path, client = database.file_of(uri), client_of(uri)
     try:
         if path is None:
             client.create_experiment(name)
@@ -184,7 +194,7 @@ def _create_experiment(uri: str, name: str) -> Experiment:
     return client.get_experiment_by_name(name)
 
 
-def _check_location(experiment: Experiment, path: Path) -> None:
+def _check_location(experiment: "Experiment", path: Path) -> None:
     """Move the artifact location of new runs beside a database that was moved; warn if it is elsewhere."""
     location = experiment.artifact_location
     here = database.lies_at(location, path)
@@ -201,7 +211,9 @@ def _check_location(experiment: Experiment, path: Path) -> None:
 @functools.cache
 def _close_at_exit(uri: str) -> None:
     """At exit close MLflow's connections, so that SQLite merges its write-ahead log into the database file."""
-    atexit.register(utils._get_store(uri).engine.dispose)
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    atexit.register(_get_store(uri).engine.dispose)
 
 
 @functools.cache
@@ -231,12 +243,31 @@ def find_store(uri: str | None, experiment: str) -> Store:
         StoreError: the store or experiment does not exist, or cannot be read.
     """
     uri = existing(uri)
+    active = {name: number for number, (name, stage) in experiments(uri).items() if stage == "active"}
+    if experiment not in active:
+        raise StoreError(f"{uri} has no experiment {experiment!r}; it has: {', '.join(sorted(active)) or 'none'}")
+    return Store(uri, experiment, active[experiment])
+
+
+def experiments(uri: str) -> dict[str, tuple[str, str]]:
+    """Name and stage (`active` or `deleted`) of each experiment of a resolved URI, by its id.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    if database.file_of(uri) is not None:
+        with store_errors(uri):
+            return tables.experiments(uri)
+    from mlflow.entities import ViewType
+
+    found: dict[str, tuple[str, str]] = {}
+    page: str | None = None
     with reading(uri) as client:
-        found = client.get_experiment_by_name(experiment)
-        if found is None or found.lifecycle_stage != "active":
-            names = ", ".join(sorted(e.name for e in client.search_experiments()))
-            raise StoreError(f"{uri} has no experiment {experiment!r}; it has: {names or 'none'}")
-    return Store(uri, experiment, found.experiment_id)
+        while page != "":
+            part = client.search_experiments(ViewType.ALL, page_token=page)
+            found |= {one.experiment_id: (one.name, one.lifecycle_stage) for one in part}
+            page = part.token or ""
+    return found
 
 
 def existing(uri: str | None) -> str:
@@ -266,7 +297,7 @@ def store_errors(uri: str, query: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except STORE_ERRORS as error:
+    except store_error_types() as error:
         if query and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             raise StoreError(f"{query!r} is not a filter string of MLflow: {store_message(error)}") from error
         raise StoreError(f"tracking.uri={uri} cannot be used: {store_message(error)}") from error
@@ -301,18 +332,22 @@ def uninterrupted(store: Store) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def reading(uri: str | None, query: str = "") -> Iterator[mlflow.MlflowClient]:
+def reading(uri: str | None, query: str = "") -> Iterator["MlflowClient"]:
     """A client that never writes to the store; its errors become a `StoreError`, as in `store_errors`."""
+    from mnist_exp.tracking.client import client_of
+
     uri = resolve_uri(uri)
     with store_errors(uri, query):
-        yield mlflow.MlflowClient(database.reading(uri))
+        yield client_of(database.reading(uri))
 
 
 @contextmanager
-def writing(store: Store) -> Iterator[mlflow.MlflowClient]:
+def writing(store: Store) -> Iterator["MlflowClient"]:
     """A client for writes: Ctrl-C does not interrupt them, and their errors become a `StoreError`."""
+    from mnist_exp.tracking.client import client_of
+
     with store_errors(store.uri), uninterrupted(store):
-        yield mlflow.MlflowClient(store.uri)
+        yield client_of(store.uri)
 
 
 def membership_tag(sweep: str) -> str:

@@ -7,21 +7,22 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
 from mnist_exp import tracking
-from mnist_exp.tracking import database, store
+from mnist_exp.tracking import client, database, store
 
 
 def test_the_registry_uses_our_artifact_folder(tmp_path):
     """Else the artifacts of a store that was moved are not found."""
     for scheme in ("", "file"):
-        assert _artifact_repository_registry._registry[scheme] is store._Artifacts
+        assert _artifact_repository_registry._registry[scheme] is client._Artifacts
     uri = database.uri_of(tmp_path / "mlflow.db")
-    assert isinstance(get_artifact_repository(str(tmp_path), uri), store._Artifacts)
+    assert isinstance(get_artifact_repository(str(tmp_path), uri), client._Artifacts)
 
 
 def test_the_latest_schema_is_that_of_a_new_database(tmp_path, with_store):
     """Else each existing database is refused as one of another version."""
     uri = database.uri_of(with_store(tmp_path) / "mlflow.db")
-    assert database.is_complete(uri, str(_get_latest_schema_revision()))
+    assert store._schema() == _get_latest_schema_revision()
+    assert database.is_complete(uri, store._schema())
 
 
 def test_a_store_has_the_engine_that_the_client_writes_with(tmp_path, with_store, monkeypatch):
