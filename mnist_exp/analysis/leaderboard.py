@@ -17,6 +17,7 @@ SHORT_NAMES = ("model", "optimizer")  # params that repeat the name of a `_targe
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
 GROUPS = ("model", "optimizer", "schedule", "augment")  # a label shows their options without the key
 ABSENT = "-"
+_changes_result = functools.cache(changes_result)  # asked for each param of each run
 
 
 class Choice(NamedTuple):
@@ -184,7 +185,7 @@ def settings(run: RunInfo) -> dict[str, str]:
     found, logged = {}, current_params(run.params)
     left_out = {*SHORT_NAMES, "seed"} | ({"data.fold"} if logged["data.folds"] != "None" else set())
     for key, value in logged.items():
-        if changes_result(key) and key not in left_out:
+        if _changes_result(key) and key not in left_out:
             group, _, name = key.partition(".")
             found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value
     tags = {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}

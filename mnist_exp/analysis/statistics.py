@@ -119,6 +119,29 @@ def difference(a: Mapping[int, float], b: Mapping[int, float], overlap: float = 
     return Difference(paired, n, value, value - half, value + half, p, effect, spread)
 
 
+def paired_p(x: np.ndarray, others: np.ndarray, overlap: float = 0.0) -> np.ndarray:
+    """The p values of `difference` between a sample and each of many; 499,500 pairs take 1 s, one by one 25 s.
+
+    Args:
+        x: scores by seed or fold, float64 (n,).
+        others: samples with the same seeds or folds, float64 (m, n).
+        overlap: as in `summarise`.
+
+    Returns:
+        float64 (m,); NaN for a pair that cannot be tested.
+    """
+    n, differences = len(x), x - others
+    rounding = ROUNDING * np.maximum(np.abs(x).max(), np.abs(others).max(axis=1))
+    within = np.sqrt((x.var(ddof=1) + others.var(axis=1, ddof=1)) / 2)
+    value, spread = np.abs(differences.mean(axis=1)), differences.std(axis=1, ddof=1)
+    constant = spread <= rounding
+    p = 2 * special.stdtr(n - 1.0, -value / (np.where(constant, 1.0, spread) * math.sqrt(1 / n + overlap)))
+    p[value <= rounding] = 1.0
+    p[constant & (value > rounding)] = 2.0 ** (1 - n)
+    p[(within <= rounding) | (constant & (overlap > 0))] = math.nan
+    return np.asarray(p)
+
+
 def _check_samples(a: Mapping[int, float], b: Mapping[int, float], overlap: float) -> None:
     if min(len(a), len(b)) < 2:
         units = "folds" if overlap else "seeds"

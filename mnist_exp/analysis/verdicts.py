@@ -57,14 +57,27 @@ def of_rows(rows: Sequence[LeaderboardRow], metric: str, right: Right, top: int)
     answers = {row.label: right(row) for row in rows if len(row.runs) == 1}
     samples = [row.scores(metric) for row in rows]
     overlap = rows[0].overlap  # of all rows of a table
-    pairs, shown = [], []
-    for (i, a), (j, b) in itertools.combinations(enumerate(rows), 2):
-        if a.label in answers and b.label in answers:
-            pairs.append(_single_runs(a.label, b.label, samples[i], samples[j], answers[a.label], answers[b.label]))
-        else:
-            pairs.append(_over_runs(a.label, b.label, samples[i], samples[j], metric, overlap))
-        shown.append(j < top)
-    return _corrected(pairs, shown, metric)
+
+    def pair(i: int, j: int) -> _Pair:
+        a, b = rows[i].label, rows[j].label
+        if a in answers and b in answers:
+            return _single_runs(a, b, samples[i], samples[j], answers[a], answers[b])
+        return _over_runs(a, b, samples[i], samples[j], metric, overlap)
+
+    shown = [pair(i, j) for i, j in itertools.combinations(range(len(rows[:top])), 2)]
+    alike: dict[tuple[int, ...], list[int]] = {}  # rows with the same seeds; a table may have 500,000 pairs of them
+    for number, sample in enumerate(samples):
+        alike.setdefault(tuple(sorted(sample)), []).append(number)
+    others = []
+    for seeds, members in alike.items():
+        scores = np.array([[samples[number][seed] for seed in seeds] for number in members])
+        strangers = set(range(len(rows))).difference(members if len(seeds) > 1 else ())
+        for place, number in enumerate(members):
+            if number >= top:
+                others += [pair(i, number).verdict.p for i in strangers if i < number]
+                if len(seeds) > 1:
+                    others += statistics.paired_p(scores[place], scores[:place], overlap).tolist()
+    return _corrected(shown, metric, others)
 
 
 def along(table: Table, axis: str, metric: str) -> list[Verdict]:
@@ -86,7 +99,7 @@ def along(table: Table, axis: str, metric: str) -> list[Verdict]:
             notes = [pair.verdict.words, f"mean over {count} combinations of the other settings"]
             pair = pair._replace(verdict=pair.verdict._replace(words="; ".join(filter(None, notes))))
         pairs.append(pair)
-    return _corrected(pairs, [True] * len(pairs), metric)
+    return _corrected(pairs, metric)
 
 
 def points(metric: str, value: float) -> str:
@@ -125,17 +138,15 @@ def _single_runs(
     return _Pair(found._replace(test="McNemar", p=p, words=note), x, y)
 
 
-def _corrected(pairs: Sequence[_Pair], shown: Sequence[bool], metric: str) -> list[Verdict]:
-    """Corrects the tests of all pairs together; returns the verdicts on the pairs that are shown."""
-    tests = [pair.verdict.p for pair in pairs if not math.isnan(pair.verdict.p)]
+def _corrected(pairs: Sequence[_Pair], metric: str, others: Sequence[float] = ()) -> list[Verdict]:
+    """Corrects the tests of the pairs together with the p values of others; returns the verdicts on the pairs."""
+    tests = [p for p in (*(pair.verdict.p for pair in pairs), *others) if not math.isnan(p)]
     adjusted = iter(statistics.holm(tests))
     found = []
-    for pair, wanted in zip(pairs, shown, strict=True):
+    for pair in pairs:
         verdict = pair.verdict
         if not math.isnan(verdict.p):
             verdict = verdict._replace(p_holm=next(adjusted))
-        if not wanted:
-            continue
         if verdict.test == "paired t":
             verdict = verdict._replace(
                 permutation=statistics.permutation(pair.x, pair.y), bootstrap=statistics.bootstrap(pair.x, pair.y)

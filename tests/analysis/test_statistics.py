@@ -293,3 +293,20 @@ def test_a_power_law_is_recovered(law):
 def test_a_power_law_of_errors_that_do_not_fall_is_their_constant():
     found = statistics.power_law([1, 10, 100, 1000], [0.2, 0.2, 0.2, 0.2])
     assert found.at(np.array([5.0, 5000.0])) == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25])
+def test_p_of_many_pairs_is_that_of_each(overlap):
+    random = np.random.default_rng(0)
+    x = random.normal(0.9, 0.01, 5)
+    others = np.array([*random.normal(0.9, 0.01, (20, 5)), x, x + 0.01, np.full(5, 0.5)])
+    for first in (x, np.full(5, 0.7)):
+        expected = []
+        for other in others:
+            try:
+                pair = (dict(enumerate(first.tolist())), dict(enumerate(other.tolist())))
+                expected.append(statistics.difference(*pair, overlap).p)
+            except statistics.Untestable:
+                expected.append(np.nan)
+        found = statistics.paired_p(first, others, overlap)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
