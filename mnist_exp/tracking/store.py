@@ -77,8 +77,9 @@ class Store(NamedTuple):
         return [] if self.uri == default else ["--tracking-uri", self.uri]
 
     def run_link(self, run_id: str) -> str:
-        """Address of a run's page."""
-        return f"{self._ui}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        """Address of the charts of a run."""
+        page = f"experiments/{self.experiment_id}/runs/{run_id}/model-metrics"
+        return f"{self._ui}/#/{page}?workflowType=machine_learning"
 
     @property
     def _ui(self) -> str:

@@ -102,6 +102,16 @@ def test_a_long_check_shows_how_far_it_is(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("preflight: 1 of 2 jobs checked\n")
 
 
+def test_warnings_about_data_are_printed_before_a_sweep_and_not_by_its_jobs(capsys):
+    config = check(composed("data=digits", "data.train_size=12", "data.imbalance=30", "trainer.batch_size=1"))
+    config.sweep.id = "A"
+    jobs.load(config)
+    assert capsys.readouterr().err == ""
+    config.sweep.id = None
+    jobs.load(config)
+    assert " leaves no training image of " in capsys.readouterr().err
+
+
 class Training:
     """Raises what it is given, one a call, then returns a result."""
 

@@ -114,5 +114,6 @@ def test_next_steps_are_commands_that_find_the_run(elsewhere, tmp_path, capsys, 
     assert lines[-1] == f"  then open {store.ui_link('A')}"
     summary.print_next_steps(store, "98f5427a" * 4)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"  then open http://127.0.0.1:5000/#/experiments/7/runs/{'98f5427a' * 4}"
+    charts = f"/#/experiments/7/runs/{'98f5427a' * 4}/model-metrics?workflowType=machine_learning"
+    assert lines[-1] == f"  then open http://127.0.0.1:5000{charts}"
     assert "compare --sweep" not in "".join(lines)
