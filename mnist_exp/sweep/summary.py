@@ -138,7 +138,10 @@ def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
     if sweep is not None:
         experiment = [] if store.experiment == EXPERIMENT else ["--experiment", store.experiment]
         compare = console.command("mnist_exp.compare", "--sweep", sweep, *experiment, *where)
-        lines, which = ["Compare the settings:", f"  {compare}"], "the run with the best val_accuracy"
+        lines, which = (
+            ["See whether the differences are more than noise:", f"  {compare}"],
+            "the run with the best val_accuracy",
+        )
     short = run_id[: console.ID_LETTERS]
     lines += [
         f"Look at {which}, and train it again:",
