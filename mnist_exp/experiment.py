@@ -103,7 +103,7 @@ def run(
         DeviceError: the machine lacks the devices asked for.
         StoreError: the store did not take the run.
     """
-    from mnist_exp import builders, tracking
+    from mnist_exp import builders, models, tracking
     from mnist_exp.training import devices
 
     config, dataset, name = experiment.config, experiment.dataset, experiment.name
@@ -141,9 +141,8 @@ def run(
         console.run_line(name, final, f"{fitted.seconds:.1f} s{early}")
         _write_results(log.folder, experiment, training, fitted, scored)
         _write_range_test(log.folder, name, training)
-        log.model(
-            model, dataset.test.images[:2], dataset.num_classes, provenance.requirements(experiment.user_code.packages)
-        )
+        requirements = provenance.requirements(experiment.user_code.packages)
+        log.model(model, models.portable(model), dataset.test.images[:2], dataset.num_classes, requirements)
         if failure is not None:
             raise failure
     return Result(log.run_id, final)

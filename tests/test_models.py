@@ -384,3 +384,30 @@ def test_saved_and_loaded_model_gives_the_same_logits(tmp_path):
     assert np.array_equal(keras.saving.load_model(tmp_path / "model.keras")(IMAGES, training=False), logits)
     loaded = tf.saved_model.load(tmp_path / "saved_model")
     np.testing.assert_allclose(loaded.serve(IMAGES), logits, rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable(package="mine")
+class Mine(keras.layers.Layer):
+    def call(self, features):
+        return 2 * features
+
+
+def test_a_portable_copy_predicts_the_same_without_layers_of_this_package():
+    devices.fresh_session(0, "float32")
+    noisy = {"dropout": 0.2, "noise": 0.3, "input_noise": 0.1, "batch_norm": True, "activation": "relu"}
+    images = keras.Input(SHAPE, dtype="uint8")
+    model = keras.Model(images, models.mlp(SHAPE, CLASSES, hidden=[6, 5], **noisy)(images))  # nested
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    copy = models.portable(model)
+    assert '"mnist_exp' not in copy.to_json()
+    assert '"mnist_exp' in model.to_json()
+    assert not copy.compiled
+    assert np.array_equal(copy(IMAGES, training=False), model(IMAGES, training=False))
+    copy.set_weights([0 * weight for weight in copy.get_weights()])
+    assert np.any(model(IMAGES, training=False))  # the two share no weights
+
+
+def test_a_model_with_foreign_code_has_no_portable_copy():
+    images = keras.Input(SHAPE, dtype="uint8")
+    for layer in (Mine(), keras.layers.Lambda(lambda features: 2 * features)):
+        assert models.portable(keras.Model(images, layer(keras.layers.Flatten()(images)))) is None

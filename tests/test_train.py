@@ -22,6 +22,7 @@ ARTIFACTS = {
     "environment.json",
     "metrics.jsonl",
     "mistakes.png",
+    "model.keras",
     "model_summary.txt",
     "overrides.yaml",
     "per_class.csv",
@@ -313,5 +314,8 @@ def test_the_logged_model_predicts_from_raw_pixels(sweep):
     (model,) = (m for m in sweep.models if m.source_run_id == run.info.run_id)
     images = data.digits().test.images
     logits = mlflow.pyfunc.load_model(model.artifact_location).predict(images)
+    loaded = mlflow.keras.load_model(model.artifact_location)
+    assert {type(layer).__module__.split(".")[0] for layer in loaded.layers} == {"keras"}  # none of this package's
     with np.load(sweep.artifacts(run) / "predictions.npz") as predictions:
         np.testing.assert_allclose(logits, predictions["logits"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(loaded.predict(images, verbose=0), predictions["logits"], rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from mnist_exp.models.convolutional import cnn, lenet5, resnet
 from mnist_exp.models.dense import linear, mlp, residual
 from mnist_exp.models.layers import CHEAP_RANDOM_LAYERS, Dropout, GaussianNoise, Shape
 from mnist_exp.models.patches import mixer, vit
-from mnist_exp.models.saved import saved_weights
+from mnist_exp.models.saved import portable, saved_weights
 
 __all__ = [
     "CHEAP_RANDOM_LAYERS",
@@ -21,6 +21,7 @@ __all__ = [
     "linear",
     "mixer",
     "mlp",
+    "portable",
     "residual",
     "resnet",
     "saved_weights",

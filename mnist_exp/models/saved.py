@@ -1,10 +1,50 @@
-"""Weights from a SavedModel."""
+"""Models that leave a run and come back: a copy that loads without this package, and the weights of a SavedModel."""
 
 import re
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from mnist_exp.models.layers import CHEAP_RANDOM_LAYERS
+
+
+def portable(model: keras.Model) -> keras.Model | None:
+    """A copy of the model that Keras loads where this package is not installed.
+
+    `Dropout` and `GaussianNoise` of this package become Keras' layers of the same names, which predict the same. The
+    copy is not compiled.
+
+    Returns:
+        The copy; None if the model has layers or functions that are neither Keras' nor this package's.
+    """
+    try:
+        config = _as_keras(keras.saving.serialize_keras_object(model))
+    except Exception:  # noqa: BLE001 - a user's layer may raise anything
+        return None
+    config.pop("compile_config", None)  # the optimizer and the loss may be the user's, and prediction needs neither
+    copy = keras.saving.deserialize_keras_object(config)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _as_keras(node: Any) -> Any:
+    """A serialized object with Keras' layers in place of this package's; raises ValueError for foreign code."""
+    if isinstance(node, list | tuple):
+        return [_as_keras(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    name = node.get("registered_name")
+    if name in _OWN:
+        node = {**node, "module": "keras.layers", "registered_name": None}
+    elif node.get("class_name") == "__lambda__" or (name and not str(node["module"]).startswith("keras.")):
+        raise ValueError(f"{name or 'a lambda'} is not Keras'")
+    return {key: value if key == "compile_config" else _as_keras(value) for key, value in node.items()}
+
+
+_OWN = {keras.saving.get_registered_name(layer) for layer in CHEAP_RANDOM_LAYERS}
 
 
 def saved_weights(folder: Path) -> list[np.ndarray]:

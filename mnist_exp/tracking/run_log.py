@@ -184,11 +184,17 @@ class RunLog:
         found = ((path, sizes.get(path.relative_to(self.folder).as_posix(), -1)) for path in sorted(self._files))
         return [path for path, size in found if size not in (None, path.stat().st_size)]
 
-    def model(self, model: Any, example: np.ndarray, classes: int, requirements: list[str]) -> None:
-        """Log a Keras model as an MLflow model that can be served, with the metrics of step 0 and its SavedModel.
+    def model(
+        self, model: Any, portable: Any | None, example: np.ndarray, classes: int, requirements: list[str]
+    ) -> None:
+        """Log a Keras model as an MLflow model that can be served, with the metrics of step 0.
+
+        The artifacts `model.keras` and `saved_model/` hold the same weights. MLflow's model is the first of them if it
+        loads everywhere, else the second, so that it can be served without the user's code.
 
         Args:
             model: uint8 images to float32 logits.
+            portable: its copy from `models.portable`; None if it needs the user's code.
             example: uint8 images (n, height, width, channels), stored as the input example.
             classes: width of the logits.
             requirements: pip requirements for serving; if MLflow inferred them, it would start a process for 10 s.
@@ -203,8 +209,15 @@ class RunLog:
 
         def save_model(path: str, validate_serving_input: bool, **settings: Any) -> None:
             Path(path).mkdir()  # mlflow.keras writes the example before it creates the folder
-            mlflow.keras.save_model(model, path, save_exported_model=True, **settings)
-            shutil.copytree(Path(path, "data", "model"), self.folder / "saved_model")
+            saved = portable or model
+            mlflow.keras.save_model(saved, path, save_exported_model=portable is None, **settings)
+            if portable is None:
+                shutil.copytree(Path(path, "data", "model"), self.folder / "saved_model")
+                with suppress(NotImplementedError):  # a layer of the user's without get_config
+                    model.save(self.folder / "model.keras")
+            else:
+                shutil.copy2(Path(path, "data", "model.keras"), self.folder)
+                portable.export(self.folder / "saved_model", verbose=False)
 
         try:
             with uninterrupted(self._store):
