@@ -399,6 +399,7 @@ def test_a_portable_copy_predicts_the_same_without_layers_of_this_package():
     model = keras.Model(images, models.mlp(SHAPE, CLASSES, hidden=[6, 5], **noisy)(images))  # nested
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     copy = models.portable(model)
+    assert copy is not None
     assert '"mnist_exp' not in copy.to_json()
     assert '"mnist_exp' in model.to_json()
     assert not copy.compiled
