@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts 
 
 
 # The files that take longest. Begun last, one of them would leave the other test process without work.
-FIRST = ("tests/training/", "tests/test_train.py", "tests/end_to_end/", "tests/config/", "tests/tracking/")
+FIRST = ("tests/training/", "tests/test_train.py", "tests/end_to_end/", "tests/test_everything.py", "tests/config/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

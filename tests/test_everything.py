@@ -58,11 +58,18 @@ def fitted(overrides, folder=Path(), strategy=None):
     return model, any(changed), history
 
 
+@pytest.fixture
+def without_xla(monkeypatch):
+    """The slow test below trains every model and optimizer with XLA; compiling took two thirds of these tests' time."""
+    choose = trainer.choose_execution
+    monkeypatch.setattr(trainer, "choose_execution", lambda *given, **more: choose(*given, **more)._replace(xla=False))
+
+
 RUNS = list(zip(*COLUMNS, strict=True))
 
 
 @pytest.mark.parametrize("number", range(MOST), ids=["-".join(run[:2]) for run in RUNS])
-def test_every_option_trains_for_two_steps_scores_and_exports(number, tmp_path):
+def test_every_option_trains_for_two_steps_scores_and_exports(number, tmp_path, without_xla):
     overrides = RUNS[number]
     model, changed, _ = fitted(["trainer.execution=keras", *overrides])
     assert changed
@@ -77,7 +84,7 @@ def test_every_option_trains_for_two_steps_scores_and_exports(number, tmp_path):
 
 
 @pytest.mark.parametrize("option", options("callbacks"))
-def test_every_callback_trains(option, tmp_path):
+def test_every_callback_trains(option, tmp_path, without_xla):
     schedule = [f"schedule={option}"] if option in options("schedule") else []  # made for each other
     fitted(["model=linear", f"callbacks={option}", *schedule, "trainer.epochs=2"], tmp_path)
 
