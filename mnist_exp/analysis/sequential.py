@@ -179,7 +179,8 @@ def verdict(look: Look, metric: str, smallest: float, most: int) -> str:
     if not higher_is_better(metric):
         better, other, word = other, better, "lower"
     size, bound, seeds = points(metric, look.value), points(metric, smallest), f"after {look.n} of at most {most} seeds"
-    evidence = f"{metric} of {better} is {word} by {size} (95 % interval {_interval(look, metric)})"
+    interval = f"95 % interval, adjusted for the looks: {_interval(look, metric)}"
+    evidence = f"{metric} of {better} is {word} by {size} ({interval})"
     if look.outcome == DIFFERENT:
         return f"{better} is better than {other}, as is shown {seeds}: {evidence}."
     if look.outcome == EQUAL:

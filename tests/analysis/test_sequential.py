@@ -139,16 +139,16 @@ def test_equal_differences_are_tested_by_their_signs_and_bound_nothing():
 def test_verdicts_in_words():
     assert sequential.verdict(SHOWN, METRIC, 0.001, 40) == (
         "mlp is better than linear, as is shown after 5 of at most 40 seeds: final_val_accuracy of mlp is higher by "
-        "8.45 points (95 % interval 3.27 to 13.63 points)."
+        "8.45 points (95 % interval, adjusted for the looks: 3.27 to 13.63 points)."
     )
     assert sequential.verdict(BOUNDED, METRIC, 0.001, 40) == (
         "mlp and linear differ by less than 0.10 points, as is shown after 10 of at most 40 seeds: final_val_accuracy "
-        "of mlp is higher by 0.02 points (95 % interval -0.03 to 0.07 points)."
+        "of mlp is higher by 0.02 points (95 % interval, adjusted for the looks: -0.03 to 0.07 points)."
     )
     assert sequential.verdict(UNDECIDED, METRIC, 0.001, 40) == (
         "Not decided between mlp and linear after 40 of at most 40 seeds: final_val_accuracy of mlp is higher by 0.05 "
-        "points (95 % interval -0.12 to 0.22 points). This shows no difference, and does not bound it below 0.10 "
-        "points. To show 0.10 points with a power of 80 % takes about 158 seeds at this spread."
+        "points (95 % interval, adjusted for the looks: -0.12 to 0.22 points). This shows no difference, and does not "
+        "bound it below 0.10 points. To show 0.10 points with a power of 80 % takes about 158 seeds at this spread."
     )
 
 
