@@ -16,9 +16,9 @@ from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
 ORDER = [
-    *("getting-started.md", "comparing.md", "deciding.md", "README.md", "sweeps.md", "subsets.md"),
+    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md"),
     *("augmentation.md", "menu.md", "search.md"),
-    *("resuming.md", "presets.md", "models.md", "extending.md", "reproducing.md", "notebook.md"),
+    *("resuming.md", "presets.md", "models.md", "extending.md", "reproducing.md", "notebook.md", "deciding.md"),
 ]
 NOT_RUN = {  # how a command begins, and why no test runs it
     "python3 -m venv": ".ci/run installs the package and runs the command after it",
