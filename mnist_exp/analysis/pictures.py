@@ -37,7 +37,7 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
         StoreError: the store cannot be read.
     """
     noise = statistics.pooled_std([list(row.scores(metric).values()) for row in table.rows])
-    best = dict(zip(short_labels(table, table.rows[:MAX_LINES]), table.rows, strict=False))
+    best = dict(zip(_labels(table, table.rows[:MAX_LINES]), table.rows, strict=False))
     yield from _curves(uri, best, metric, noise)
     yield from _settings(table, metric, noise)
     yield from _sizes(table, metric)
@@ -51,6 +51,12 @@ def of_table(uri: str, table: Table, metric: str) -> Iterator[Picture | Text]:
         yield Text(
             f"No pictures of predictions, because no {predictions.FILE} could be read. One was expected in {place}."
         )
+
+
+def _labels(table: Table, rows: Sequence[LeaderboardRow]) -> list[str]:
+    """The names of the rows in the table, or if a plot has no room for one of them, shorter ones for all."""
+    labels = [row.label for row in rows]
+    return labels if max(map(len, labels)) <= charts.MAX_LABEL else short_labels(table, rows)
 
 
 def _picture(figure: plots.Figure, caption: str, *, on_white: bool = False) -> Picture:
@@ -135,7 +141,7 @@ def _costs(table: Table, metric: str, noise: float) -> Iterator[Picture]:
         points = [_point(row, found.mean, metric) for row, found in costs if found is not None]
         front = charts.pareto_front(points, metric)
         on_front = [row for row in table.rows if any(row.label == point.label for point in front)]
-        brief = dict(zip([row.label for row in on_front], short_labels(table, on_front), strict=True))
+        brief = dict(zip([row.label for row in on_front], _labels(table, on_front), strict=True))
         points = [point._replace(label=brief.get(point.label, point.label)) for point in points]
         if len({point.x for point in points}) > 1:
             panels[name] = points

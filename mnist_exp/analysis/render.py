@@ -1,13 +1,16 @@
 """A document as text, as Markdown, or as one HTML file that needs no network."""
 
+import base64
+import hashlib
 import html
+import itertools
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-import jinja2
-
-from mnist_exp.analysis.report import Block, Grid, Heading, Text
+from mnist_exp.analysis.report import Block, Grid, Heading, Picture, Text
 from mnist_exp.console import printable
 from mnist_exp.figures.style import DARK, LIGHT
 
@@ -55,13 +58,54 @@ def _escape(text: str) -> str:
     return re.sub(r"[\\`*_\[\]|#]", r"\\\g<0>", html.escape(printable(text), quote=False))
 
 
+class _Lead(NamedTuple):
+    """The verdict of a table beside its first picture."""
+
+    texts: list[Text]
+    picture: Picture
+
+
+class _Pictures(NamedTuple):
+    """Pictures that stand side by side where there is room."""
+
+    pictures: list[Picture]
+
+
 def as_html(document: Sequence[Block], title: str) -> str:
-    """The document as one HTML file without scripts and references to other files."""
+    """The document as one HTML file without references to other files. Its only script sorts tables."""
+    import jinja2  # a tenth of a second, which text need not wait for
+
     loader = jinja2.PackageLoader("mnist_exp.analysis", "")
     # Escapes control characters of texts; markup of ours, such as SVG, is no plain `str`.
     environment = jinja2.Environment(
         loader=loader, autoescape=True, finalize=lambda value: printable(value) if type(value) is str else value
     )
+    script = Path(__file__).with_name("sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = [(type(part).__name__.lstrip("_"), part) for part in _parts(document)]
     template = environment.get_template("report.html.j2")
-    blocks = [(type(block).__name__, block) for block in document]
-    return template.render(title=title, blocks=blocks, light=LIGHT, dark=DARK) + "\n"
+    return template.render(title=title, parts=parts, light=LIGHT, dark=DARK, script=script, digest=digest) + "\n"
+
+
+def _parts(document: Sequence[Block]) -> Iterator[Block | _Lead | _Pictures]:
+    """The blocks, but the texts that begin a table's section beside its first picture, and its other pictures together.
+
+    A section begins with a heading of level 2.
+    """
+    starts = [place for place, block in enumerate(document) if isinstance(block, Heading) and block.level == 2]
+    for start, end in itertools.pairwise([0, *starts, len(document)]):
+        section = list(document[start:end])
+        first = next((block for block in section if isinstance(block, Picture)), None)
+        if first is not None:
+            section.remove(first)
+            yield section.pop(0)
+            texts = list(itertools.takewhile(lambda block: isinstance(block, Text), section))
+            yield _Lead([block for block in texts if isinstance(block, Text)], first)
+            del section[: len(texts)]
+            if section and isinstance(section[-1], Heading):
+                section.pop()  # the picture was the only one under it
+        for is_picture, blocks in itertools.groupby(section, lambda block: isinstance(block, Picture)):
+            if is_picture:
+                yield _Pictures([block for block in blocks if isinstance(block, Picture)])
+            else:
+                yield from blocks

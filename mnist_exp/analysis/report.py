@@ -19,9 +19,10 @@ MAX_PAIRS = 15  # if there are more, the document lists only the pairs with the 
 
 
 class Heading(NamedTuple):
-    """A title within the document."""
+    """A title within the document; a table's section begins with one of level 2."""
 
     text: str
+    level: int = 3
 
 
 class Text(NamedTuple):
@@ -105,7 +106,7 @@ def blocks(board: Board, compared: Sequence[Compared], top: int) -> Iterator[Blo
 def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     table = part.table
     on_test = table.rows[0].settings.get("selection") == "test"
-    yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}")
+    yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}", 2)
     yield Text(f"data fingerprint {table.fingerprint[:12]}; settings that do not vary: {_settings(table.shared)}")
     yield _leaderboard(table, metric, top)
     if len(table.rows) > top:

@@ -68,7 +68,7 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], metric:
             low = np.maximum(mean - std, mean / 3)
             axes.fill_between(epochs, low, mean + std, color=color, alpha=0.18, linewidth=0)
         ends.append((float(mean[-1]), label, color))
-    plain(axes, FONT, "epoch", _name(metric).replace("accuracy", "error"))
+    plain(axes, FONT, "epoch", _error(metric))
     log_scale(axes, "y")
     whole_epochs(axes)
     if ends:
@@ -119,7 +119,7 @@ def data_size(
         fitted = _scale(metric) * np.asarray(laws[label](images))
         axes.plot(images, fitted, color=color, linewidth=1.8)
         ends.append((float(fitted[-1]), label, color))
-    plain(axes, FONT, "training images", _name(metric).replace("accuracy", "error"))
+    plain(axes, FONT, "training images", _error(metric))
     log_scale(axes, "x")
     log_scale(axes, "y")
     if len(ends) > 1:
@@ -272,6 +272,11 @@ def _arrays(points: Sequence[Point], metric: str) -> tuple[np.ndarray, np.ndarra
 
 def _scale(metric: str) -> float:
     return 100.0 if "accuracy" in metric else 1.0
+
+
+def _error(metric: str) -> str:
+    name = metric.removeprefix("final_")
+    return f"error: 100 - {name} (%)" if "accuracy" in name else name
 
 
 def _name(metric: str) -> str:

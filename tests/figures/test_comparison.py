@@ -30,7 +30,7 @@ def test_learning_curves_are_mean_errors_with_a_band():
     assert list(axes.lines[0].get_xdata()) == [1, 2]
     assert list(axes.lines[0].get_ydata()) == pytest.approx([8, 3])
     assert axes.get_yscale() == "log"
-    assert axes.get_ylabel() == "val_error (%)"
+    assert axes.get_ylabel() == "error: 100 - val_accuracy (%)"
     edges = axes.collections[0].get_datalim(axes.transData)  # one standard deviation: 2 and 1 times the root of 2
     assert (edges.y0, edges.y1) == pytest.approx((3 - np.sqrt(2), 8 + 2 * np.sqrt(2)))
     assert len(axes.collections) == 1  # one seed has no band
@@ -121,7 +121,7 @@ def test_errors_by_the_number_of_training_images_and_their_law():
     points = [Point("a", 100, 0.2, 0.01), Point("a", 10_000, 0.02, NAN)]
     (axes,) = charts.data_size({"a": points}, {"a": lambda images: 2 * images**-0.5}, "final_val_accuracy").axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training images", "val_error (%)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training images", "error: 100 - val_accuracy (%)")
     marks, law = axes.lines[0], axes.lines[-1]
     assert np.asarray(marks.get_ydata()).tolist() == [20, 2]
     assert np.asarray(law.get_ydata())[[0, -1]] == pytest.approx([20, 2])
