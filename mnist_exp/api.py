@@ -25,6 +25,7 @@ from mnist_exp.scores import higher_is_better
 from mnist_exp.sweep.startup import import_tensorflow
 
 if TYPE_CHECKING:
+    import keras
     import pandas as pd
     from omegaconf import DictConfig
     from PIL.Image import Image
@@ -151,6 +152,26 @@ class Run:
             )
             raise RequestError(f"run {self.id} has no artifact {name}; it has: {', '.join(others) or 'none'}")
         return found[name]
+
+    def model(self) -> "keras.Model":
+        """The trained model: uint8 images (n, height, width, channels) to logits (n, classes).
+
+        It is built from the config and gets the run's weights. It has Keras' `predict` and `summary`.
+
+        Raises:
+            RequestError: the run has no weights, or its data, which give the shape, are not on this machine.
+        """
+        from mnist_exp.reproduction import replay
+
+        config = self._recorded_config()
+        dataset = replay.load_recorded(config)
+        import_tensorflow()
+        from mnist_exp import builders
+        from mnist_exp.experiment import take_weights
+
+        model = builders.build_model(config.model, dataset.image_shape, dataset.num_classes)
+        take_weights(model, self.id, self.store)
+        return model
 
     def __repr__(self) -> str:
         scores = [f"{key}={self.metrics[key]:.4f}" for key in ("val_accuracy", "test_accuracy") if key in self.metrics]
@@ -324,7 +345,11 @@ def _command(*arguments: str) -> tuple[int, str, list[str]]:
     Returns:
         The exit code, the identifier of the process, and its lines that begin with `error: `, without that.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # it imports what we import
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # it imports what this process would import
+        "TTY_COMPATIBLE": "0",  # a notebook promises a terminal, but the bars of Rich would be lines of escape codes
+    }
     errors = []
     with subprocess.Popen(
         [sys.executable, *arguments],

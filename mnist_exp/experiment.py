@@ -126,7 +126,7 @@ def run(
         with strategy.scope() if strategy is not None else nullcontext():
             model, training = _build(experiment, log, strategy.num_replicas_in_sync if strategy is not None else 1)
             if config.init_from is not None:
-                _take_weights(model, config.init_from, store)
+                take_weights(model, config.init_from, store)
         further = builders.build_scores(config, dataset.num_classes)
         _describe(log, model, training.execution)
         fitted = _fit(experiment, model, training, log, on_epoch)
@@ -250,7 +250,12 @@ def _score(
         return scored, final, error
 
 
-def _take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:
+def take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:
+    """Gives a model the weights of a finished run.
+
+    Raises:
+        RequestError: the run has none, or they do not fit.
+    """
     from mnist_exp.models import saved_weights
     from mnist_exp.tracking import download
 
@@ -261,7 +266,7 @@ def _take_weights(model: "keras.Model", run_id: str, store: "Store") -> None:
     except ValueError as error:
         shapes = [[weight.shape for weight in found] for found in (weights, model.weights)]
         raise RequestError(
-            f"init_from={run_id}: that run's weights are {shapes[0]}, this model's {shapes[1]}"
+            f"the weights of run {run_id} do not fit: they are {shapes[0]}, this model's {shapes[1]}"
         ) from error
 
 

@@ -84,6 +84,9 @@ def test_a_run_gives_back_its_curves_predictions_data_config_and_figures(trained
         assert np.array_equal(predicted.labels, dataset.test.labels)
         assert predicted.right.mean() == pytest.approx(run.metrics["test_accuracy"])
         assert (run.config.trainer.epochs, run.config["model"]["hidden"]) == (2, [128])
+        logits = run.model().predict(dataset.test.images, verbose=0)
+        assert np.array_equal(logits.argmax(axis=1), predicted.logits.argmax(axis=1))
+        assert np.abs(logits - predicted.logits).max() < 0.05  # the run computed in bfloat16
         assert run.figure("curves").format == "PNG"
         with pytest.raises(RequestError, match=r"no artifact curve.png; it has: confusion_matrix.png, curves.png, "):
             run.figure("curve")

@@ -34,7 +34,7 @@ LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places
 TENSORFLOW = {"augment", "models", "losses", "schedules", "training", "builders", "experiment", "sweep/preflight"}
 LIBRARIES = {
     "tensorflow": TENSORFLOW,
-    "keras": TENSORFLOW,
+    "keras": TENSORFLOW | {"api"},  # as a type
     "cv2": {"augment"},
     "mlflow": {"tracking"},
     "hydra": {"train", "job", "sweep", "config"},

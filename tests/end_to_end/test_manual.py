@@ -175,4 +175,4 @@ def test_python_of_the_notebook_page(manual):
     source = "".join(block.text for block in blocks(DOCS / "notebook.md") if block.language == "python")
     code, output = started([sys.executable, "-"], folder, input=source)
     assert code == 0, output
-    assert "mlp-rmsprop-s0" in output
+    assert "Available options in 'model': cnn, lenet5, " in output
