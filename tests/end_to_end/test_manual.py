@@ -160,7 +160,7 @@ def test_readme_shows_the_output_of_the_quick_start(manual):
     """Line by line, but for the figures; the table's order follows the results."""
 
     def shapes(text):
-        text = re.sub(r"\b[0-9a-f]{8}\b|\b\d{8}-\d{6}-[0-9a-f]{4}\b", "ID", text)
+        text = re.sub(r"\b\d{8}-\d{6}-[0-9a-f]{4}\b|\b[0-9a-f]{8}\b", "ID", text)
         text = re.sub(r"\S*python\S* -m", "python -m", re.sub(r"[\d.]+", "N", re.sub(" +", " ", text)))
         return sorted(line for line in text.splitlines() if line)
 
