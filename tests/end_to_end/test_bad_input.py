@@ -31,7 +31,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "trainer=fast": ("'trainer/fast'", "Available options in 'trainer': default"),
     "model=": ("'model/'", MODELS),
     "modle=mlp": ("modle is not a key of the config", "valid here: ", "model, name, optimizer"),
-    "modle/x=mlp": ("'modle/x'",),
+    "modle/x=mlp": ("modle/x is not a key of the config",),
     "model.hiden=[3]": ("model.hiden is not a key of the config", "activation, batch_norm, dropout, hidden"),
     "optimizer.lr=0.1": ("optimizer.lr is not a key of the config", "learning_rate"),
     "schedule=cosine schedule.alhpa=0.1": ("schedule.alhpa is not a key of the config", "alpha"),
@@ -194,7 +194,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     # sweeps: every mistake of every run, before the first
     "-m trainer.epochs=0": ("trainer.epochs must be a whole number, at least 1, got 0",),
     "-m model=mlp,transformer": ("model=transformer: ", "'model/transformer'", MODELS),
-    "-m model=mlp,cnn model.hidden=[3]": ("model=cnn: ", "'model.hidden'", "filters"),
+    "-m model=mlp,cnn model.hidden=[3]": ("model=cnn: ", "model.hidden is not a key of the config", "filters"),
     "-m trainer.batch_size=64,5000": ("trainer.batch_size must be at most the", "got 5000"),
     "-m model=glob(zzz*)": ("the sweep has no runs: ", "model=glob(zzz*)"),
     "-m trainer.epochs=[": ("'trainer.epochs=[' is not of the form key=value",),
