@@ -61,8 +61,7 @@ PRESETS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])
 def test_every_option_fits_the_signature_of_its_target(group, option):
-    path = ["data.path=x"] if (group, option) == ("data", "file") else []
-    config = check(composed(f"{group}={option}", *path))
+    config = check(copy.deepcopy(option_of(group, option)))
     node = getattr(config, group)
     target = node["_target_"]
     if target is None or option == "auto":

@@ -2,10 +2,13 @@
 
 import omegaconf.base
 import pytest
+from hydra import initialize_config_dir
 from hydra._internal import config_repository, defaults_list
-from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf, grammar_parser
 
+from mnist_exp.config import CONF_DIR
 from tests.helpers import quick_hydra
 from tests.helpers.configs import composed
 
@@ -33,6 +36,10 @@ def test_a_changed_file_is_read_again(tmp_path):
         assert OmegaConf.to_yaml(composed(folder=tmp_path, name="config")) == f"{content}\n"
 
 
-def test_no_config_of_ours_sets_the_mode(monkeypatch):
-    assert composed("experiment=smoke", whole=True).hydra.mode is None
-    assert Hydra.get_mode(None, "train", ["seed=1"]) is None
+def test_only_the_kept_sweeps_set_the_mode():
+    """Else a process of `tests.helpers.commands` would take a sweep for a single run."""
+    assert {path.parent.name for path in CONF_DIR.rglob("*.yaml") if "MULTIRUN" in path.read_text()} == {"sweep"}
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        modes = [hydra.get_mode("train", [given]) for given in ("sweep=seeds", "hydra.mode=MULTIRUN", "seed=1")]
+    assert modes == [RunMode.MULTIRUN, RunMode.MULTIRUN, None]

@@ -40,8 +40,9 @@ def map_if_used(overrides, defaults, self_added):
 
 
 def mode_if_given(self, config_name, overrides):
-    """Composes only for the key `hydra.mode`; Hydra composes the whole config a second time to find it unset."""
-    return get_mode(self, config_name, overrides) if any("hydra.mode" in text for text in overrides) else None
+    """Composes only where the mode may be set; Hydra composes each config twice to find it unset."""
+    may_be_set = any(text.lstrip("+").startswith(("hydra", "sweep=")) for text in overrides)
+    return get_mode(self, config_name, overrides) if may_be_set else None
 
 
 def use():
