@@ -25,8 +25,8 @@ LEVELS = (
     {"experiment"},
     {"sweep", "analysis", "commands"},
     {"reproduction"},  # begins a run as a job of a sweep does
-    {"job"},
-    {"train", "compare", "decide", "reproduce", "relocate", "api", "__main__"},
+    {"job", "evaluation"},
+    {"train", "compare", "decide", "evaluate", "reproduce", "relocate", "api", "__main__"},
     {"__init__"},
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}

@@ -111,10 +111,15 @@ def afterwards(sweep, tmp_path_factory, with_store):
     folders["warm"] = sweep.folder
     still = ["optimizer=sgd", "optimizer.learning_rate=1e-12", "trainer.epochs=1"]
     arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id[:12]}"]
+    folders |= {"evaluated": sweep.folder, "shifted": sweep.folder}
+    ids = [run.info.run_id for run in sweep.runs.values()]
+    arguments |= {"evaluated": [*ids[:2], "mlp-s1"], "shifted": ["mlp-s1", "--data", "digits", "--shifts", "1"]}
     cases = {name: Case(arguments[name], str(folder)) for name, folder in folders.items()}
     cases["killed"] = cases["killed"]._replace(signals=(("epoch 3/", signal.SIGINT),))
     for name in ("reproduce", "archive", "from_archive"):
         cases[name] = cases[name]._replace(module="reproduce")
+    for name in ("evaluated", "shifted"):
+        cases[name] = cases[name]._replace(module="evaluate")
     said = commands(cases)
     assert said["killed"].code == 130, said["killed"].err
     return {name: Left(folders[name], said[name]) for name in cases if name != "killed"}
@@ -319,3 +324,35 @@ def test_the_logged_model_predicts_from_raw_pixels(sweep):
     with np.load(sweep.artifacts(run) / "predictions.npz") as predictions:
         np.testing.assert_allclose(logits, predictions["logits"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(loaded.predict(images, verbose=0), predictions["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_on_a_runs_own_data_gives_its_test_scores_exactly(sweep, afterwards):
+    scored = {"test_loss", "test_accuracy", "test_calibration_error"}
+    found = {run.data.tags["evaluates"]: run for run in reversed(afterwards["evaluated"].of_kind("evaluation"))}
+    run = sweep.runs["mlp-s1"]
+    evaluation = found[json.dumps([run.info.run_id])]
+    assert evaluation.info.status == "FINISHED"
+    assert evaluation.data.metrics == {name: run.data.metrics[name] for name in scored}
+    before, now = ((sweep.artifacts(each) / "predictions.npz").read_bytes() for each in (run, evaluation))
+    assert before == now
+    (dataset,) = evaluation.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.tags[0].value) == ("digits", "testing")
+    (model,) = (each for each in sweep.models if each.source_run_id == run.info.run_id)
+    assert [each.model_id for each in evaluation.inputs.model_inputs] == [model.model_id]
+
+
+def test_several_runs_are_evaluated_as_an_ensemble_too(sweep, afterwards):
+    out = afterwards["evaluated"].said.out
+    assert max(map(len, out.splitlines())) <= 80
+    size = out.count(" on digits: ") - 1
+    assert f"ensemble of {size} on digits: test_accuracy" in out
+    evaluations = afterwards["evaluated"].of_kind("evaluation")
+    (ensemble,) = (run for run in evaluations if run.info.run_name == f"ensemble of {size}")
+    assert len(json.loads(ensemble.data.tags["evaluates"])) == size
+
+
+def test_shifted_images_give_other_probabilities(sweep, afterwards):
+    assert "mlp-s1 on digits: test_accuracy" in afterwards["shifted"].said.out
+    (shifted,) = (run for run in afterwards["shifted"].of_kind("evaluation") if run.data.params["shifts"] == "1")
+    own = sweep.runs["mlp-s1"].data.metrics["test_loss"]
+    assert 0 < abs(shifted.data.metrics["test_loss"] - own) < 1

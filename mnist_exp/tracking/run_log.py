@@ -17,7 +17,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -117,7 +117,9 @@ class RunLog:
         for _ in steps:
             self._unsent.popleft()
 
-    def dataset(self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def dataset(
+        self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]], use: str = "training"
+    ) -> None:
         """Log the data set as the run's input; MLflow keeps 36 characters of the fingerprint, the run's tag keeps all.
 
         Args:
@@ -125,16 +127,28 @@ class RunLog:
             source: path or address.
             fingerprint: SHA-256 of images, labels and splits, hexadecimal.
             shapes: of the images, by split.
+            use: what the run does with it, for MLflow: `training` or `testing`.
         """
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
-        context = InputTag("mlflow.data.context", "training")
+        context = InputTag("mlflow.data.context", use)
 
         def log() -> None:
             try:
                 self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
             except MlflowException:  # another run added the same data set between MLflow's query and its insert
                 self._client.log_inputs(self.run_id, [DatasetInput(data, [context])])
+
+        self._sender.submit(log)
+
+    def uses_models_of(self, run_ids: Sequence[str]) -> None:
+        """Log the models of other runs as inputs of this one."""
+
+        def log() -> None:
+            experiment = self._client.get_run(self.run_id).info.experiment_id
+            for run_id in run_ids:
+                found = self._client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+                self._client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id) for model in found])
 
         self._sender.submit(log)
 

@@ -33,11 +33,20 @@ def evaluate(model: keras.Model, dataset: Dataset, *, selection: str) -> Evaluat
     test_logits = predict(model, dataset.test)
     val_logits = test_logits if selection == "test" else predict(model, dataset.validation)
     metrics = {}
-    for part, logits, labels in _parts(dataset, val_logits, test_logits):
-        metrics[f"{part}_loss"] = scores.cross_entropy(logits, labels)
-        metrics[f"{part}_accuracy"] = float((logits.argmax(axis=1) == labels).mean())
-    metrics["test_calibration_error"] = scores.calibration_error(test_logits, dataset.test.labels)
+    labels = dataset.validation.labels
+    metrics["final_val_loss"] = scores.cross_entropy(val_logits, labels)
+    metrics["final_val_accuracy"] = float((val_logits.argmax(axis=1) == labels).mean())
+    metrics |= test_metrics(test_logits, dataset.test.labels)
     return Evaluation(metrics, test_logits, val_logits)
+
+
+def test_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The scores that every run has of its test images, from logits (n, classes) and labels (n,)."""
+    return {
+        "test_loss": scores.cross_entropy(logits, labels),
+        "test_accuracy": float((logits.argmax(axis=1) == labels).mean()),
+        "test_calibration_error": scores.calibration_error(logits, labels),
+    }
 
 
 def further_scores(found: Scores, dataset: Dataset, evaluation: Evaluation) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tests.helpers.commands import Case, commands, environment
 from tests.helpers.pages import DOCS, PAGES, ROOT, blocks, shell_commands
 
 ORDER = [
-    *("getting-started.md", "comparing.md", "README.md", "sweeps.md", "subsets.md"),
+    *("getting-started.md", "comparing.md", "evaluating.md", "README.md", "sweeps.md", "subsets.md"),
     *("augmentation.md", "menu.md", "search.md"),
     *("resuming.md", "presets.md", "models.md", "extending.md", "reproducing.md", "notebook.md", "deciding.md"),
 ]
