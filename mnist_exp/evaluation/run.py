@@ -46,7 +46,9 @@ def members(runs: Sequence[str], uri: str | None) -> list[Member]:
     for run in found.values():
         kind = run.tags.get("kind")
         if kind not in ("run", "reproduction") or run.status != "FINISHED":
-            raise RequestError(f"run {run.run_id} must be a finished training run, it is a {kind}, {run.status}")
+            raise RequestError(
+                f"run {run.run_id} must be a finished training run; its kind is {kind}, its status {run.status}"
+            )
         content = tracking.read_files(uri, run.run_id, ["config.yaml"]).get("config.yaml")
         if content is None:
             raise RequestError(f"run {run.run_id} has no artifact config.yaml")
@@ -71,9 +73,9 @@ def load_data(member: Member, named: str | None) -> Dataset:
         return dataset
     from mnist_exp.config import CONF_DIR
 
-    options = sorted(path.stem for path in (CONF_DIR / "data").glob("*.yaml"))
+    options = sorted({path.stem for path in (CONF_DIR / "data").glob("*.yaml")} - {"auto", "file"})
     config.trainer.batch_size = 1  # nothing is trained, so that any number of training images will do
-    if named in options and named not in ("auto", "file"):
+    if named in options:
         config.data, config.sweep.data = {}, named
         resolve_data(config)
     elif Path(named).expanduser().exists():
