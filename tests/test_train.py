@@ -338,7 +338,8 @@ def test_an_evaluation_on_a_runs_own_data_gives_its_test_scores_exactly(sweep, a
     (dataset,) = evaluation.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.tags[0].value) == ("digits", "testing")
     (model,) = (each for each in sweep.models if each.source_run_id == run.info.run_id)
-    assert [each.model_id for each in evaluation.inputs.model_inputs] == [model.model_id]
+    inputs = sweep.client.get_run(evaluation.info.run_id).inputs
+    assert [each.model_id for each in inputs.model_inputs] == [model.model_id]
 
 
 def test_several_runs_are_evaluated_as_an_ensemble_too(sweep, afterwards):
