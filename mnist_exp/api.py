@@ -332,8 +332,8 @@ def sweep(*overrides: str) -> Runs:
     if code == EXIT_INVALID:
         raise RequestError("\n".join(errors))
     store = tracking.find_store(tracked.uri, tracked.experiment)
-    own = tracking.search_runs(store, f"tags.kind = 'sweep' and tags.process = '{identifier}'")
-    found = _runs(store, own[0].tags["sweep"]) if own else Runs([])
+    own = tracking.sweep_of(store, identifier)
+    found = Runs([]) if own is None else _runs(store, own)
     if code:
         raise RunError(errors[0] if errors else f"the sweep ended with exit code {code}, see the output above")
     return found

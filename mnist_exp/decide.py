@@ -143,7 +143,10 @@ def _train(settings: Settings, seeds: int) -> str:
         sys.exit(code)
     from mnist_exp import tracking
 
-    return tracking.sweep_of(settings.store(), identifier)
+    sweep = tracking.sweep_of(settings.store(), identifier)
+    if sweep is None:
+        raise RequestError("the batch trained nothing, as with sweep.preflight=only")
+    return sweep
 
 
 def _scores(settings: Settings, seeds: int, sweep: str, metric: str) -> "Samples":

@@ -200,8 +200,10 @@ def test_the_command_of_a_batch_and_its_sweep(child, store, tmp_path, monkeypatc
     child(f'echo "$@" > {tmp_path}/arguments')
     here = provenance.process()
     monkeypatch.setattr(decide.provenance, "process", lambda pid: here)
-    tracking.open_sweep(store, "mine", "command", 10)
     settings = decide.Settings(["model=mlp,residual", "--config-dir", "x"], 3, None, "mnist_exp")
+    with pytest.raises(RequestError, match="the batch trained nothing"):
+        decide._train(settings, 10)
+    tracking.open_sweep(store, "mine", "command", 10)
     assert decide._train(settings, 10) == "mine"
     words = "-m mnist_exp.train -m seed=range(3,13) model=mlp,residual --config-dir x\n"
     assert (tmp_path / "arguments").read_text() == words

@@ -41,16 +41,10 @@ def join_sweep(store: Store, run: RunInfo, sweep: str, number: int) -> None:
         client.set_tag(run.run_id, key, f"{run.tags.get(key, '')} {number}".strip())
 
 
-def sweep_of(store: Store, process: str) -> str:
-    """The sweep that a process has begun.
-
-    Raises:
-        StoreError: it has begun none, or the store cannot be read.
-    """
+def sweep_of(store: Store, process: str) -> str | None:
+    """The sweep that a process began; None if it began none."""
     found = search_runs(store, f"tags.kind = 'sweep' and tags.process = '{process}'")
-    if not found:
-        raise StoreError(f"tracking.uri={store.uri} has no sweep of the process {process}")
-    return found[0].tags["sweep"]
+    return found[0].tags["sweep"] if found else None
 
 
 def sweep_runs(store: Store, sweep: str) -> list[RunInfo]:
