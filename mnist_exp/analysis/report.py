@@ -107,7 +107,8 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     table = part.table
     on_test = table.rows[0].settings.get("selection") == "test"
     yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}", 2)
-    yield Text(f"data fingerprint {table.fingerprint[:12]}; settings that do not vary: {_settings(table.shared)}")
+    leader = [v for v in part.verdicts if table.rows[0].label in (v.first, v.second)]
+    yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in leader)
     yield _leaderboard(table, metric, top)
     if len(table.rows) > top:
         yield Text(f"{len(table.rows) - top} more rows. The best of many rows is partly luck.")
@@ -119,7 +120,7 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     if part.verdicts:
         yield Heading("Differences between rows")
         yield Text(GENERALISES[table.sampled])
-        yield from _verdicts(part.verdicts, metric)
+        yield from _verdicts(part.verdicts, metric, told=leader)
     if part.axis:
         yield Heading(f"Values of {part.axis}")
         yield from _verdicts(part.along, metric)
@@ -135,6 +136,8 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     if part.pictures:
         yield Heading("Pictures")
         yield from part.pictures
+    yield Heading("Equal in all rows")
+    yield Text(f"data fingerprint {table.fingerprint[:12]}, {_settings(table.shared)}")
 
 
 def _test_note(table: Table, on_test: bool) -> str:
@@ -167,7 +170,7 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     return Grid(header, rows, 2 + len(columns))
 
 
-def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
+def _verdicts(found: Sequence[Verdict], metric: str, told: Sequence[Verdict] = ()) -> Iterator[Block]:
     shown = found if len(found) <= MAX_PAIRS else [v for v in found if v.first == found[0].first]
     scale, unit = _unit(metric)
     header = ["first", "second", f"difference{unit}", "95 % interval", "g", "test", "n", "p"]
@@ -181,8 +184,7 @@ def _verdicts(found: Sequence[Verdict], metric: str) -> Iterator[Block]:
     yield Grid(header, rows, 2)
     if len(shown) < len(found):
         yield Text(f"{len(shown)} of the {len(found)} pairs of these rows; --format json lists all")
-    for v in shown:
-        yield Text(f"{v.first} vs {v.second}: {v.words}.")
+    yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in shown if v not in told)
     few = [v.n for v in shown if v.test == "paired t" and 2 / 2**v.n > statistics.ALPHA]
     if few:
         least = 2 / 2 ** min(few)
