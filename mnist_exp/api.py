@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mnist_exp import job, provenance
-from mnist_exp.config import Config, current_params
+from mnist_exp.config import Config, closest_option, current_params
 from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import EXIT_INVALID, RequestError, RunError
 from mnist_exp.scores import higher_is_better
@@ -70,13 +70,12 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The config's values by their keys, such as `optimizer.learning_rate`, and each group's option by its name."""
-        found: dict[str, Any] = {}
-        for key, text in current_params(self.stored.params).items():
-            group, _, name = key.rpartition(".")
-            if name != "_target_":
-                found[key] = _value(text)
-            elif "." not in group:
-                found.setdefault(group, text.rpartition(".")[2])
+        logged = current_params(self.stored.params)
+        found = {key: _value(text) for key, text in logged.items() if not key.endswith("._target_")}
+        for group in ("model", "loss", "optimizer", "schedule", "data"):
+            start = f"{group}."
+            node = frozenset((key.removeprefix(start), text) for key, text in logged.items() if key.startswith(start))
+            found[group] = closest_option(group, node) or logged.get(f"{group}._target_", "").rpartition(".")[2]
         return found
 
     @cached_property

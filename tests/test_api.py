@@ -65,6 +65,7 @@ def test_a_frame_has_metrics_and_config_keys_by_their_own_names(trained):
     assert (row["val_accuracy"], row["name"]) == (run.metrics["val_accuracy"], run.name)
     assert (row["optimizer.learning_rate"], row["seed"], row["model"]) == (0.001, 0, "mlp")
     assert (row["model.hidden"], row["model.batch_norm"], row["schedule"]) == ((128,), False, "constant")
+    assert (row["optimizer"], row["data"]) == ("adam", "digits")  # options as they are typed
     assert not [column for column in frame if "_target_" in column]
 
 
@@ -105,6 +106,7 @@ def test_filters_choose_by_the_values_of_the_config(trained):
             ({"model": "cnn"}, 0),
             ({"seed": 1}, 0),
             ({"optimizer.learning_rate": 0.001, "model.hidden": [128]}, 1),
+            ({"optimizer": "adam", "loss": "cross_entropy"}, 1),
         ):
             assert len(mnist_exp.runs(**settings)) == count
         with pytest.raises(RequestError, match=r"'modle' is not a key of these runs; their keys: .*, model, model\."):

@@ -4,6 +4,7 @@ from mnist_exp.config.hydra_errors import explain
 from mnist_exp.config.identity import (
     STAND_INS,
     changes_result,
+    closest_option,
     current_params,
     identity,
     option_defaults,
@@ -63,6 +64,7 @@ __all__ = [
     "changes_result",
     "check",
     "check_batch",
+    "closest_option",
     "current_params",
     "explain",
     "flatten",

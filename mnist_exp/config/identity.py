@@ -1,5 +1,6 @@
 """Identity and params of a run, and the one table of keys that change no result."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -80,20 +81,35 @@ def option_defaults(group: str, given: Mapping[str, str]) -> tuple[str | None, d
     Returns:
         The option's name, None when it is the default one or none fits; and its own values as text.
     """
-    fits = []
-    for path in sorted((CONF_DIR / group).glob("*.yaml")):
-        node = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(node, dict)
-        values = {str(key): _text(value) for key, value in node.items()}
-        if values.get("_target_") == given.get("_target_"):
-            unlike = sum(given.get(key) != value for key, value in values.items())
-            fits.append((unlike, path.stem, values))
-    if not fits:
+    option = closest_option(group, frozenset(given.items()))
+    if option is None:
         return None, {}
-    _, option, values = min(fits)
     chosen = OmegaConf.load(CONF_DIR / "train.yaml").defaults
     default = next(entry[group] for entry in chosen if isinstance(entry, DictConfig) and group in entry)
-    return None if option == default else option, values
+    return None if option == default else option, _options(group)[option]
+
+
+@functools.cache
+def closest_option(group: str, given: frozenset[tuple[str, str]]) -> str | None:
+    """The option with the same `_target_` as a logged node, and the fewest other values; None if there is none."""
+    target = dict(given).get("_target_")
+    fits = [
+        (len(values.items() - given), option)
+        for option, values in _options(group).items()
+        if values.get("_target_") == target
+    ]
+    return min(fits)[1] if fits else None
+
+
+@functools.cache
+def _options(group: str) -> dict[str, dict[str, str]]:
+    """The values of each option of a group, as text."""
+    nodes = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF_DIR / group).glob("*.yaml")}
+    return {
+        option: {str(key): _text(value) for key, value in node.items()}
+        for option, node in nodes.items()
+        if isinstance(node, dict)
+    }
 
 
 def identity(config: Config, factors: Mapping[str, Any]) -> str:
