@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 
 import mnist_exp
 from mnist_exp import RequestError, api, compare
+from mnist_exp.training import devices
 from tests.helpers import tracked_runs
 
 # MLflow's, when it imports its pyfunc.
@@ -43,7 +44,8 @@ def state():
 def trained(tmp_path_factory, with_store):
     """A folder with a run, the run, and the state of the process before and after."""
     folder = with_store(tmp_path_factory.mktemp("api"))
-    with chdir(folder):
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "configure", lambda *_: None)  # an earlier test of this process fixed the threads
         before = state()
         run = mnist_exp.train(*SMOKE, "trainer.precision=mixed_bfloat16")
         return folder, run, before, state()
