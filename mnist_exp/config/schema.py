@@ -1,12 +1,13 @@
 """The schema of a config: names and types of all keys, and the groups whose nodes have a `_target_`."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from mnist_exp.data import Subset
 from mnist_exp.errors import RequestError
@@ -65,6 +66,7 @@ class SweepConfig:
     seeds: int = 1
     id: str | None = None  # set by mnist_exp.sweep.callback when a multirun starts
     data: str | None = None  # likewise: the data set that data=auto stands for in all of its runs
+    label: str | None = None  # likewise: the values that set a run apart from the other runs of its sweep
     trial: TrialConfig = field(default_factory=TrialConfig)
 
 
@@ -139,11 +141,22 @@ def early_stopping(monitor: str, patience: Any) -> dict[str, Any]:
 
 
 def run_name(config: Config | DictConfig) -> str:
-    """The name of a config's run; its seed and its fold tell it apart from the config's other runs."""
-    fold = config.data.get("fold")
-    return f"{config.name}-s{config.seed}" + (f"-f{fold}" if type(fold) is int else "")
+    """The name of a run, such as `mlp-adam-lr=0.1-s0`: the values that its sweep varies, its seed and its fold."""
+    label, fold = config.sweep.label, config.data.get("fold")
+    return "-".join(
+        [config.name, *([label] if label else []), f"s{config.seed}", *([f"f{fold}"] if type(fold) is int else [])]
+    )
 
 
+def _word(value: Any) -> str:
+    """A value, or the options of a list, as a part of a name that a shell takes without quotes: [64, 32] is 64-32."""
+    if isinstance(value, list | ListConfig | DictConfig):
+        return "-".join(map(_word, value)) or "none"
+    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-")
+
+
+OmegaConf.register_new_resolver("mnist_exp.word", _word, replace=True)
 ConfigStore.instance().store(name="schema", node=LoggedConfig)
 
 # Groups, and the arguments that a run passes to their targets before the config's own keys.

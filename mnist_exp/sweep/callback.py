@@ -42,9 +42,9 @@ class SweepCallback(Callback):
         threads = _threads(config, given)
         asked = search.requested(config, given + threads)
         seeds = [] if asked else grid.seeds(config, given)
-        checked = jobs.check_jobs(
-            config_name, asked.probes() if asked else grid.expand(config, given + threads + seeds)
-        )
+        expanded = asked.probes() if asked else grid.expand(config, given + threads + seeds)
+        label = grid.label(config, sorted(asked.keys) if asked else grid.varied(expanded))
+        checked = jobs.check_jobs(config_name, [[*job, *label] for job in expanded])
         resolved = {jobs.resolve_data(job.config) for job in checked if jobs.is_auto(job.config)}
         datasets = jobs.load_all(checked)
         startup.start_fork_server(config.hydra.launcher)
@@ -67,7 +67,7 @@ class SweepCallback(Callback):
             sweep = summary.open_sweep(planned, store, asked.keys)
         else:
             sweep = summary.open_sweep(checked, store)
-        ours = [*threads, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)]
+        ours = [*threads, *label, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)]
         _add_overrides(config, seeds, ours)
         jobs.warn_unrecorded(user_code(frozenset().union(*(targets(job.config) for job in checked))))
         print(f"sweep {sweep.id}: {len(sweep.jobs)} runs", file=sys.stderr, flush=True)

@@ -1,14 +1,18 @@
 """Expands the overrides of a multirun into its jobs: all combinations of values, or pairs of them by tags."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from mnist_exp.config import LISTS
 from mnist_exp.errors import RequestError
+
+SHORT = {"learning_rate": "lr"}  # in names of runs
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -94,3 +98,32 @@ def product(overrides: Sequence[Override]) -> list[list[str]]:
 def _tags(override: Override) -> set[str]:
     """Tags of a sweep such as `tag(zip, choice(1,2))`."""
     return getattr(override.value(), "tags", set())
+
+
+def varied(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The keys whose overrides differ among jobs, in their order."""
+    shared = set.intersection(*map(set, jobs))
+    keys = (override.partition("=")[0].lstrip("+~") for job in jobs for override in job if override not in shared)
+    return list(dict.fromkeys(keys))
+
+
+def label(config: DictConfig, keys: Sequence[str]) -> list[str]:
+    """The override that adds the values of the varied keys to the names of a sweep's runs, such as `lr=0.01`.
+
+    A name has the seed and the fold anyway, and the keys that `name` itself refers to: by default model and optimizer.
+    """
+    name = str(OmegaConf.to_container(config, resolve=False)["name"])  # type: ignore[index, call-overload]
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    words = []
+    for key in keys:
+        if key in ("seed", "data.fold", "name") or f"{{{key}}}" in name or f".{key}}}" in name:
+            continue
+        if key in LISTS:
+            words.append(f"${{mnist_exp.word:${{{key}}}}}")
+        elif OmegaConf.select(config, f"hydra.runtime.choices.{key}", default=None) is not None:
+            words.append(f"${{mnist_exp.word:${{hydra:runtime.choices.{key}}}}}")
+        else:
+            end = key.rpartition(".")[2]
+            short = SHORT.get(end, end) if ends[end] == 1 else key
+            words.append(f"{short}=${{mnist_exp.word:${{{key}}}}}")
+    return [f"sweep.label='{'-'.join(words)}'"] if words else []

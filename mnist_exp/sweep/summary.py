@@ -169,7 +169,7 @@ def _row(sweep: Sweep, number: int, run: Any) -> console.SummaryRow:
     trained = run.tags.get("sweep") == sweep.id and tracking.job_numbers(run, sweep.id)[0] == number
     return console.SummaryRow(
         job=number,
-        name=run.name,
+        name=run.name if sweep.searched else run_name(job.config),  # a run taken over may have another
         status=run.status if trained else "SKIPPED",
         swept=" ".join(text for text in given if text.partition("=")[0] in sweep.searched) or job.swept,
         val_accuracy=run.metrics.get("final_val_accuracy"),
