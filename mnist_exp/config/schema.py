@@ -153,6 +153,8 @@ def _word(value: Any) -> str:
     if isinstance(value, list | ListConfig | DictConfig):
         return "-".join(map(_word, value)) or "none"
     text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    if isinstance(value, float) and len(text) > 9:  # drawn by a search
+        text = f"{value:.6g}"
     return re.sub(r"[^\w.+=-]+", "-", text).strip("-")
 
 

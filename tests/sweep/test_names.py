@@ -10,13 +10,15 @@ from mnist_exp.sweep import grid, jobs
 NAMES = {
     ("seed=0,1",): ["mlp-adam-s0", "mlp-adam-s1"],
     ("model=mlp,linear",): ["mlp-adam-s0", "linear-adam-s0"],
-    ("optimizer.learning_rate=0.1,0.0010001",): ["mlp-adam-lr=0.1-s0", "mlp-adam-lr=0.0010001-s0"],
+    ("optimizer.learning_rate=0.1,0.0010001,0.00814488697",): [
+        f"mlp-adam-lr={text}-s0" for text in ("0.1", "0.0010001", "0.00814489")
+    ],
     ("model.hidden=[32],[64,32],[]",): [f"mlp-adam-hidden={text}-s0" for text in ("32", "64-32", "none")],
     ("augment=none,[shift,rotate]",): ["mlp-adam-none-s0", "mlp-adam-shift-rotate-s0"],
     ("schedule=constant,cosine",): ["mlp-adam-constant-s0", "mlp-adam-cosine-s0"],
     ("data.folds=2", "data.fold=1", "model.dropout=0.0,0.5"): [f"mlp-adam-dropout={d}-s0-f1" for d in (0.0, 0.5)],
     ("name=a", "model=mlp,linear"): ["a-mlp-s0", "a-linear-s0"],
-    ("name='${optimizer.learning_rate}'", "optimizer.learning_rate=1,2"): ["1.0-s0", "2.0-s0"],
+    ("name='${optimizer.learning_rate}'", "optimizer.learning_rate=1,2"): ["1-s0", "2-s0"],
     ("name=a,b",): ["a-s0", "b-s0"],
     ("trainer.threads=null,1",): ["mlp-adam-threads=none-s0", "mlp-adam-threads=1-s0"],
     ("data.path='/a b/c',/a/d",): ["mlp-adam-path=a-b-c-s0", "mlp-adam-path=a-d-s0"],

@@ -7,13 +7,14 @@ import mlflow
 import pytest
 
 from mnist_exp import console, tracking
+from mnist_exp.config import SweepConfig
 from mnist_exp.sweep import jobs, summary
 from tests.helpers.commands import runs
 from tests.helpers.stored_runs import finished as run
 
 
 def test_the_table_says_what_each_job_came_to():
-    config = SimpleNamespace(name="x", seed=0, data={})
+    config = SimpleNamespace(name="x", seed=0, data={}, sweep=SweepConfig())
     under_way = summary.Sweep("A", None, [jobs.Job(config, f"seed={n}") for n in range(6)])
     found = {
         0: run(accuracy=0.7),
@@ -30,7 +31,7 @@ def test_the_table_says_what_each_job_came_to():
 
 
 def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table():
-    config = SimpleNamespace(name="x", seed=0, data={})
+    config = SimpleNamespace(name="x", seed=0, data={}, sweep=SweepConfig())
     under_way = summary.Sweep("A", None, [jobs.Job(config, "seed=0")], frozenset(["model"]))
     alone = run()
     for key in ("sweep", "overrides"):
@@ -45,7 +46,10 @@ def test_a_run_that_was_made_alone_or_by_another_version_is_a_row_of_the_table()
 def under_way(tmp_path, with_store):
     """A sweep of two jobs whose own run has begun, and the statuses of all that its store holds."""
     store = tracking.open_store(f"sqlite:///{with_store(tmp_path)}/mlflow.db", "mnist_exp")
-    two = [jobs.Job(SimpleNamespace(name="x", seed=seed, data={}), f"seed={seed}") for seed in range(2)]
+    two = [
+        jobs.Job(SimpleNamespace(name="x", seed=seed, data={}, sweep=SweepConfig()), f"seed={seed}")
+        for seed in range(2)
+    ]
     return summary.open_sweep(two, store), lambda: runs(tmp_path)
 
 
