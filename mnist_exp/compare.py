@@ -12,7 +12,7 @@ from mnist_exp.errors import RequestError
 
 if TYPE_CHECKING:
     from mnist_exp.analysis.leaderboard import Board
-    from mnist_exp.analysis.report import Compared
+    from mnist_exp.analysis.report import Block, Compared
 
 # MLflow and SciPy take 2 s to import, so the functions below import them: `--help` and a mistake do not wait.
 EXPERIMENT = "mnist_exp"
@@ -59,6 +59,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
     parser.add_argument("--top", metavar="N", type=int, default=10, help="rows to show of each table; default: 10")
+    parser.add_argument("--all-pairs", action="store_true", help="list all pairs of these rows, not only the leader's")
     parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text", help="default: text")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report with figures for a browser")
     options = parser.parse_args(arguments)
@@ -76,17 +77,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _inspect(options: argparse.Namespace) -> str:
     from mnist_exp import tracking
-    from mnist_exp.analysis import inspect, render
+    from mnist_exp.analysis import inspect
 
     uri = tracking.existing(options.tracking_uri)
     named = [tracking.find_run(uri, wanted) for wanted in options.command[1:]]
     document = list(inspect.show(uri, *named) if len(named) == 1 else inspect.diff(uri, *named))
-    return render.as_text(document) if options.format == "text" else render.as_markdown(document)
+    return _printed(document, options.format)
 
 
 def _compare(options: argparse.Namespace) -> str:
     from mnist_exp import tracking
-    from mnist_exp.analysis import export, leaderboard, predictions, render, report
+    from mnist_exp.analysis import export, leaderboard, predictions, report
 
     store = tracking.find_store(options.tracking_uri, options.experiment or EXPERIMENT)
     everything = options.experiment is not None or options.filter is not None
@@ -104,8 +105,14 @@ def _compare(options: argparse.Namespace) -> str:
         return export.as_csv(compared, board.metric)
     if options.format == "json":
         return export.as_json(board, compared)
-    document = list(report.blocks(board, compared, options.top))
-    return render.as_text(document) if options.format == "text" else render.as_markdown(document)
+    document = list(report.blocks(board, compared, options.top, all_pairs=options.all_pairs))
+    return _printed(document, options.format)
+
+
+def _printed(document: "Sequence[Block]", form: str) -> str:
+    from mnist_exp.analysis import render
+
+    return render.as_text(document, console.columns(sys.stdout)) if form == "text" else render.as_markdown(document)
 
 
 def _write_html(
@@ -114,7 +121,7 @@ def _write_html(
     from mnist_exp.analysis import pictures, render, report  # pictures imports Matplotlib, which only HTML needs
 
     drawn = [part._replace(pictures=list(pictures.of_table(uri, part.table, board.metric))) for part in compared]
-    text = render.as_html(list(report.blocks(board, drawn, options.top)), title)
+    text = render.as_html(list(report.blocks(board, drawn, options.top, all_pairs=True)), title)
     try:
         options.html.write_text(text, encoding="utf-8")
     except OSError as error:

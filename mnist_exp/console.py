@@ -244,7 +244,7 @@ def say(text: str, file: IO[str] | None = None) -> None:
 
 def tell(text: str, file: IO[str] | None = None) -> None:
     """Prints a sentence, by default to standard output; a terminal shows it wrapped between words."""
-    width = _width(file or sys.stdout)
+    width = columns(file or sys.stdout)
     if width is not None:
         text = textwrap.fill(
             printable(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
@@ -252,14 +252,14 @@ def tell(text: str, file: IO[str] | None = None) -> None:
     say(text, file)
 
 
-def _width(file: IO[str]) -> int | None:
+def columns(file: IO[str]) -> int | None:
     """Columns of the terminal that a stream writes to; None for a pipe or a file."""
     return shutil.get_terminal_size().columns if file.isatty() else None
 
 
 def _cut(name: str, taken: int, file: IO[str]) -> str:
     """A name in one line; without its middle on a terminal that has too little room beside the `taken` columns."""
-    name, width = printable(name), _width(file)
+    name, width = printable(name), columns(file)
     if width is None or cell_len(name) <= width - taken:
         return name
     half = max(width - taken - 1, 12) // 2

@@ -63,7 +63,7 @@ def screen(monkeypatch):
 @pytest.fixture
 def narrow(monkeypatch):
     """A terminal of 66 columns, on which Rich draws no bars, as for a worker process."""
-    monkeypatch.setattr(console, "_width", lambda file: 66)
+    monkeypatch.setattr(console, "columns", lambda file: 66)
 
 
 ROWS = [

@@ -175,9 +175,9 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
         return {"RUNNING": "running or cut off"}.get(run.status, run.status.lower())
     if run.tags.get("pruned") == "true":
         return "pruned by its search"
-    if not run.params.get("seed", "").isdecimal() or not math.isfinite(run.metrics.get(metric, math.nan)):
-        return f"without seed or {metric}"
-    return None
+    if not run.params.get("seed", "").isdecimal():
+        return "without a seed"
+    return None if math.isfinite(run.metrics.get(metric, math.nan)) else f"without {metric}"
 
 
 def settings(run: RunInfo) -> dict[str, str]:

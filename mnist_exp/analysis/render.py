@@ -17,18 +17,56 @@ from mnist_exp.figures.style import DARK, LIGHT
 WIDTH = 110  # of a paragraph, in characters
 
 
-def as_text(document: Sequence[Block]) -> str:
-    """The document as plain text, without its pictures."""
+def as_text(document: Sequence[Block], width: int | None = None) -> str:
+    """The document as plain text, without its pictures.
+
+    Args:
+        document: the blocks.
+        width: columns of the terminal. Tables then lack the last columns for which there is no room, and long names
+            lack their middle. None: tables are complete.
+    """
+    dropped: list[str] = []
     lines: list[str] = []
     for block in document:
         if isinstance(block, Heading):
             text = printable(block.text)
             lines += ["", text, "=" * len(text)]
         elif isinstance(block, Text):
-            lines += textwrap.wrap(printable(block.text), WIDTH, subsequent_indent="  ", break_long_words=False)
+            lines += textwrap.wrap(
+                printable(block.text),
+                min(width or WIDTH, WIDTH),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         elif isinstance(block, Grid):
-            lines += ["", *_aligned(block), ""]
+            fitting, left_out = _fitted(block, width) if width else (block, [])
+            dropped += left_out
+            lines += ["", *_aligned(fitting), ""]
+    if dropped:
+        names = ", ".join(dict.fromkeys(dropped))
+        note = f"{width} columns have no room for: {names}. --format csv and json have all figures."
+        lines += ["", *textwrap.wrap(note, width or WIDTH)]
     return "\n".join(lines).strip("\n") + "\n"
+
+
+def _fitted(grid: Grid, width: int) -> tuple[Grid, list[str]]:
+    """The table in a terminal's width, and the headers of the columns that were left out.
+
+    The last columns go first, but not the first four figures. Then the longest names lose their middle.
+    """
+    rows = [[printable(cell) for cell in row] for row in (grid.header, *grid.rows)]
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(sizes) + 2 * (len(sizes) - 1) > width and len(sizes) > grid.numbers + 4:
+        sizes.pop()
+    kept = len(sizes)
+    while sum(sizes) + 2 * (kept - 1) > width and max(sizes[: grid.numbers], default=0) > 8:
+        sizes[sizes.index(max(sizes[: grid.numbers]))] -= 1
+    for row in rows:
+        for place, size in enumerate(sizes[: grid.numbers]):
+            if len(row[place]) > size:
+                row[place] = f"{row[place][: size // 2]}…{row[place][len(row[place]) - (size - 1) // 2 :]}"
+    cut = [row[:kept] for row in rows]
+    return Grid(cut[0], cut[1:], grid.numbers), grid.header[kept:]
 
 
 def _aligned(grid: Grid) -> list[str]:

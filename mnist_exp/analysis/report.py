@@ -15,7 +15,7 @@ GENERALISES = {
     "folds": "Folds are not independent, because their training images overlap. Tests and intervals are corrected for "
     "that after Nadeau and Bengio (2003). They generalise to other images of the same kind.",
 }
-MAX_PAIRS = 15  # if there are more, the document lists only the pairs with the best row
+MAX_NAMES = 3  # that a sentence lists
 
 
 class Heading(NamedTuple):
@@ -32,7 +32,7 @@ class Text(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A table; columns from `numbers` on are aligned to the right."""
+    """A table; columns from `numbers` on are aligned to the right. The last ones matter least."""
 
     header: list[str]
     rows: list[list[str]]
@@ -85,13 +85,14 @@ def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> 
     return found
 
 
-def blocks(board: Board, compared: Sequence[Compared], top: int) -> Iterator[Block]:
+def blocks(board: Board, compared: Sequence[Compared], top: int, *, all_pairs: bool = False) -> Iterator[Block]:
     """The document of a comparison.
 
     Args:
         board: the chosen runs.
         compared: the tables of the board.
         top: the number of rows to list of each table.
+        all_pairs: whether to list all pairs of these rows, not only those with the first row.
     """
     runs = sum(len(row.runs) + row.repeats for table in board.tables for row in table.rows)
     yield Text(f"{board.chosen}: {_count(runs, 'run')} in {_count(sum(len(t.rows) for t in board.tables), 'row')}")
@@ -100,15 +101,15 @@ def blocks(board: Board, compared: Sequence[Compared], top: int) -> Iterator[Blo
     if len(board.tables) > 1:
         yield Text("These runs are on different data or splits. Each has its own table, and ranks hold within a table.")
     for part in compared:
-        yield from _table(part, board.metric, top)
+        yield from _table(part, board.metric, top, all_pairs)
 
 
-def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
+def _table(part: Compared, metric: str, top: int, all_pairs: bool) -> Iterator[Block]:
     table = part.table
     on_test = table.rows[0].settings.get("selection") == "test"
     yield Heading(f"{table.data}, by {metric}{' (SELECTED ON TEST)' if on_test else ''}", 2)
-    leader = [v for v in part.verdicts if table.rows[0].label in (v.first, v.second)]
-    yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in leader)
+    yield Text(_headline(part, metric))
+    yield Text(_test_note(table, on_test))
     yield _leaderboard(table, metric, top)
     if len(table.rows) > top:
         yield Text(f"{len(table.rows) - top} more rows. The best of many rows is partly luck.")
@@ -116,14 +117,11 @@ def _table(part: Compared, metric: str, top: int) -> Iterator[Block]:
     if repeats:
         same = "seed and fold" if table.sampled == "folds" else "seed"
         yield Text(f"{_count(repeats, 'older run')} not counted, because a newer run has the same {same}")
-    yield Text(_test_note(table, on_test))
-    if part.verdicts:
-        yield Heading("Differences between rows")
-        yield Text(GENERALISES[table.sampled])
-        yield from _verdicts(part.verdicts, metric, told=leader)
+    yield from _pairs(part, metric, all_pairs)
     if part.axis:
         yield Heading(f"Values of {part.axis}")
         yield from _verdicts(part.along, metric)
+        yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in part.along)
     yield from _sizes(table, metric)
     times = _times(table, top)
     if times.rows:
@@ -152,8 +150,8 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     short = short_names(table.varying)
     columns = table.varying if table.named else []  # otherwise the labels contain them
     header = ["#", "row", *(short[key] for key in columns)]
-    header += [metric.removeprefix("final_") + unit, "95 % interval", "std", table.sampled]
-    header += ["best", "worst", f"test{unit}"]
+    header += [metric.removeprefix("final_") + unit, "95 % interval", table.sampled]
+    header += [f"test{unit}", "std", "best", "worst"]
     rows = []
     for rank, row in enumerate(table.rows[:top], 1):
         found = row.summary(metric)
@@ -163,32 +161,137 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
             best, worst = worst, best
         tested = row.summary(metric.replace("final_val", "test"))
         interval = _span(found.low, found.high, scale)
-        figures = [_number(found.mean, scale), interval, _number(found.std, scale), str(found.n)]
-        figures += [_number(best, scale), _number(worst, scale), _mean_std(tested, scale)]
+        figures = [
+            _number(found.mean, scale),
+            interval,
+            str(found.n),
+            _number(tested.mean, scale) if tested else ABSENT,
+        ]
+        figures += [_number(value, scale) for value in (found.std, best, worst)]
         settings = [row.settings.get(key, ABSENT) for key in columns]
         rows.append([str(rank), row.label, *settings, *figures])
     return Grid(header, rows, 2 + len(columns))
 
 
-def _verdicts(found: Sequence[Verdict], metric: str, told: Sequence[Verdict] = ()) -> Iterator[Block]:
-    shown = found if len(found) <= MAX_PAIRS else [v for v in found if v.first == found[0].first]
-    scale, unit = _unit(metric)
-    header = ["first", "second", f"difference{unit}", "95 % interval", "g", "test", "n", "p"]
-    header += ["p (Holm)", "permutation p", "bootstrap interval"]
+def _pairs(part: Compared, metric: str, all_pairs: bool) -> Iterator[Block]:
+    """The pairs with the first row, or all pairs of the rows."""
+    shown = part.verdicts if all_pairs else _of_leader(part)
+    if not shown:
+        return
+    rows = "rows" if all_pairs else f"{part.table.rows[0].label} and the others"
+    yield Heading(f"Differences between {rows}")
+    yield from _verdicts(shown, metric, with_first=all_pairs)
+    if len(shown) < len(part.verdicts):
+        yield Text(f"--all-pairs lists the other {_count(len(part.verdicts) - len(shown), 'pair')} of these rows.")
+    if any(v.test not in ("none", "McNemar") for v in shown):
+        yield Text(GENERALISES[part.table.sampled])
+
+
+def _verdicts(found: Sequence[Verdict], metric: str, *, with_first: bool = True) -> Iterator[Block]:
+    scale, _ = _unit(metric)
+    header = ["first"] * with_first + ["second" if with_first else "row"]
+    header += ["difference" + (" (points)" if scale == 100 else ""), "95 % interval", "p (Holm)", "outcome"]
+    header += ["test", "n", "p", "g"]
     rows = []
-    for v in shown:
-        spans = [_span(v.low, v.high, scale), f"{v.effect:.1f}" if math.isfinite(v.effect) else ABSENT]
-        checks = [_p(v.permutation), _span(*v.bootstrap, scale) if v.bootstrap else ABSENT]
-        figures = [_number(v.difference, scale, signed=True), *spans, v.test, str(v.n), _p(v.p), _p(v.p_holm)]
-        rows.append([v.first, v.second, *figures, *checks])
-    yield Grid(header, rows, 2)
-    if len(shown) < len(found):
-        yield Text(f"{len(shown)} of the {len(found)} pairs of these rows; --format json lists all")
-    yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in shown if v not in told)
-    few = [v.n for v in shown if v.test == "paired t" and 2 / 2**v.n > statistics.ALPHA]
-    if few:
-        least = 2 / 2 ** min(few)
-        yield Text(f"With {min(few)} pairs a permutation test cannot reach a p below {least:.2g}; the t test decides.")
+    for v in found:
+        figures = [_number(v.difference, scale, signed=True), _span(v.low, v.high, scale), _p(v.p_holm), _outcome(v)]
+        effect = f"{v.effect:.1f}" if math.isfinite(v.effect) else ABSENT
+        rows.append([*[v.first] * with_first, v.second, *figures, v.test, str(v.n), _p(v.p), effect])
+    yield Grid(header, rows, 1 + with_first)
+    if any(v.test == "McNemar" for v in found):
+        yield Text(
+            "One seed has no interval. p is that of McNemar's test of two trained models on the test images, corrected "
+            "for all pairs of rows. It says nothing about other seeds."
+        )
+    if any(v.test not in ("none", "McNemar") for v in found):
+        yield Text(
+            "A difference is shown if p (Holm), which is corrected for all pairs that were compared, is below 0.05. "
+            "The interval is not corrected, so it can exclude 0 where the difference is not shown."
+        )
+
+
+def _outcome(v: Verdict) -> str:
+    if math.isnan(v.p):
+        return "not tested"
+    if v.p_holm >= statistics.ALPHA:
+        return "not shown"
+    return "models differ" if v.test == "McNemar" else "shown"
+
+
+def _of_leader(part: Compared) -> list[Verdict]:
+    return [v for v in part.verdicts if v.first == part.table.rows[0].label]
+
+
+def _headline(part: Compared, metric: str) -> str:
+    """Who leads, by how much, what is shown and what is not, and how many seeds would settle it."""
+    table, name = part.table, metric.removeprefix("final_")
+    (scale, unit), leader = _unit(metric), table.rows[0]
+    found = leader.summary(metric)
+    assert found is not None
+    per_cent = " %" if unit else ""
+    mean = f"{name} {_number(found.mean, scale)}{per_cent}"
+    mean += f" (mean of {found.n} {table.sampled})" if found.n > 1 else f" (one {table.sampled.removesuffix('s')})"
+    if len(table.rows) == 1:
+        return f"{leader.label}: {mean}. There is no other row to compare it with."
+    against = _of_leader(part)
+    if not against:
+        return f"{leader.label} leads with {mean}. --top 1 shows no row to compare it with."
+    second = against[0]
+    ahead = "equal to" if not second.difference else f"{verdicts.points(metric, abs(second.difference))} "
+    ahead += "" if not second.difference else "above" if higher_is_better(metric) else "below"
+    text = f"{leader.label} leads with {mean}, {ahead} {second.second}"
+    if not math.isnan(second.low):
+        low, high = (second.low, second.high) if second.difference > 0 else (-second.high, -second.low)
+        text += f" (95 % interval of the difference {verdicts.interval(metric, low, high)})"
+    sentences = [text]
+    seeds = [v for v in against if v.test not in ("none", "McNemar")]
+    shown = [v for v in seeds if v.p_holm < statistics.ALPHA]
+    if shown:
+        sentences.append(f"Shown: it is better than {_names(shown, against, 'each')}")
+    unclear = [v for v in seeds if v not in shown]
+    if unclear:
+        sentences.append(f"Not shown: that it is better than {_names(unclear, against)}")
+        sentences.append(_power(unclear[0], metric))
+    sentences += _untested([v for v in against if v not in seeds], against, table.sampled)
+    return ". ".join(filter(None, sentences)) + "."
+
+
+def _power(v: Verdict, metric: str) -> str:
+    """What the test of a pair could have shown, and how many seeds would show its difference."""
+    if v.test == verdicts.CORRECTED:
+        return "How many runs would show it is not estimated, because folds are not independent"
+    if math.isnan(v.detectable):
+        return ""
+    needed = v.words.partition("; ")[2].partition(")")[0]
+    now = f"With {v.n} seeds a difference of {verdicts.points(metric, v.detectable)} is found with a power of 80 %"
+    return f"{now}; {needed}" if needed else now
+
+
+def _untested(rest: Sequence[Verdict], against: Sequence[Verdict], units: str) -> list[str]:
+    """What is not tested over seeds, and why."""
+    sentences = []
+    single = [v for v in rest if v.test == "McNemar"]
+    if single:
+        differ = [v for v in single if v.p_holm < statistics.ALPHA]
+        sentences.append(f"Not tested over seeds: {_names(single, against)}, because each has one seed")
+        here = f"differ from {_names(differ, against)}" if differ else "do not differ from any of them"
+        sentences.append(f"On the test images, the answers of this one trained model {here} (McNemar's test)")
+    for reason in dict.fromkeys(v.words for v in rest if v.test == "none"):
+        alike = [v for v in rest if v.words == reason]
+        sentences.append(f"Not tested: {_names(alike, against)}, because {reason.removeprefix('not tested: ')}")
+    if units == "seeds" and rest and rest[0].n < 2:
+        sentences.append(
+            "How many seeds would settle the order is unknown until rows have two: sweep 'seed=range(5)' as well"
+        )
+    return sentences
+
+
+def _names(some: Sequence[Verdict], against: Sequence[Verdict], every: str = "any") -> str:
+    """The rows with which the leader was compared, as a list in words."""
+    if len(some) == len(against):
+        return some[0].second if len(some) == 1 else f"{every} of the other {len(some)} rows"
+    more = f" and {len(some) - MAX_NAMES} more" if len(some) > MAX_NAMES else ""
+    return ", ".join(v.second for v in some[:MAX_NAMES]) + more
 
 
 def _sizes(table: Table, metric: str) -> Iterator[Block]:
@@ -242,18 +345,11 @@ def _unit(metric: str) -> tuple[float, str]:
 def _number(value: float, scale: float, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return ABSENT
-    return format(value * scale, f"{'+' if signed else ''}{'.2f' if scale == 100 else '.4g'}")
+    return format(value * scale, f"{'+' if signed else ''}z{'.2f' if scale == 100 else '.4g'}")
 
 
 def _span(low: float, high: float, scale: float) -> str:
     return ABSENT if math.isnan(low) else f"{_number(low, scale)} to {_number(high, scale)}"
-
-
-def _mean_std(found: statistics.Summary | None, scale: float) -> str:
-    if found is None:
-        return ABSENT
-    spread = "" if math.isnan(found.std) else f" ± {_number(found.std, scale)}"
-    return _number(found.mean, scale) + spread
 
 
 def _p(p: float | None) -> str:

@@ -226,6 +226,13 @@ def seeds_to_show(value: float, spread: float, paired: bool, alpha: float = ALPH
     return int(n[enough.argmax()]) if enough.any() else None
 
 
+def detectable(n: int, spread: float, paired: bool, alpha: float = ALPHA) -> float:
+    """The difference that `n` seeds on each side detect with a power of 80 %; arguments as in `seeds_to_show`."""
+    freedom = n - 1 if paired else 2 * n - 2
+    shift = special.nctdtrinc(freedom, 1 - POWER, special.stdtrit(freedom, 1 - alpha / 2))
+    return float(shift * spread / math.sqrt(n if paired else n / 2))
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusts p values so that the probability of any false positive among the tests stays below the level.
 

@@ -37,6 +37,7 @@ class Verdict(NamedTuple):
     permutation: float | None = None
     bootstrap: tuple[float, float] | None = None
     words: str = ""
+    detectable: float = math.nan  # the difference that this test detects with a power of 80 %
 
 
 class _Pair(NamedTuple):
@@ -109,6 +110,11 @@ def points(metric: str, value: float) -> str:
     return f"{value:.3g}"
 
 
+def interval(metric: str, low: float, high: float) -> str:
+    """The interval of a difference as text, with as many decimals at both ends."""
+    return f"{100 * low:z.2f} to {100 * high:z.2f} points" if "accuracy" in metric else f"{low:.3g} to {high:.3g}"
+
+
 def _over_runs(first: str, second: str, x: Sample, y: Sample, metric: str, overlap: float) -> _Pair:
     """A test over seeds, or over folds if there is an overlap."""
     untested = Verdict(first, second, "none", min(len(x), len(y)), _mean(x.values()) - _mean(y.values()))
@@ -151,6 +157,10 @@ def _corrected(pairs: Sequence[_Pair], metric: str, others: Sequence[float] = ()
             verdict = verdict._replace(
                 permutation=statistics.permutation(pair.x, pair.y), bootstrap=statistics.bootstrap(pair.x, pair.y)
             )
+        if verdict.test in ("paired t", "Welch t"):
+            alpha = statistics.ALPHA / len(tests)
+            least = statistics.detectable(verdict.n, pair.spread, verdict.test == "paired t", alpha)
+            verdict = verdict._replace(detectable=least)
         found.append(verdict._replace(words=_words(verdict, pair.spread, len(tests), metric)))
     return found
 
@@ -171,7 +181,7 @@ def _words(v: Verdict, spread: float, tests: int, metric: str) -> str:
         if math.isnan(v.low):
             return f"{shown} with every seed ({evidence}){note}"
         low, high = sorted((abs(v.low), abs(v.high)))
-        between = f"95 % interval {points(metric, low).removesuffix(' points')} to {points(metric, high)}"
+        between = f"95 % interval {interval(metric, low, high)}"
         return f"{shown} ({between}; {evidence}){note}"
     if not v.difference or not spread or v.test == CORRECTED:  # more folds are other training sets, not more runs
         return f"no difference shown ({evidence}){note}"

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats import multitest, power
 
 from mnist_exp import scores
 from mnist_exp.analysis import statistics
@@ -131,6 +132,19 @@ def test_seeds_to_show_reach_the_power():
     assert statistics.seeds_to_show(0.0, 1.0, True) is None
     with pytest.raises(ValueError, match="spread of 0"):
         statistics.seeds_to_show(1.0, 0.0, True)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_holm_power_and_seeds_agree_with_statsmodels(n, alpha):
+    paired = power.TTestPower().solve_power(nobs=n, alpha=alpha, power=0.8)
+    assert statistics.detectable(n, 0.5, True, alpha) == pytest.approx(paired / 2, rel=1e-3)
+    if n > 2:  # the solver of statsmodels fails for the independent test of two values
+        independent = power.TTestIndPower().solve_power(nobs1=n, alpha=alpha, power=0.8)
+        assert statistics.detectable(n, 0.5, False, alpha) == pytest.approx(independent / 2, rel=1e-3)
+        assert statistics.seeds_to_show(statistics.detectable(n, 0.5, True, alpha) * 1.001, 0.5, True, alpha) == n
+    p = np.random.default_rng(n).uniform(0, 0.2, n)
+    assert statistics.holm(list(p)) == pytest.approx(multitest.multipletests(p, method="holm")[1])
 
 
 def test_holm_of_a_textbook():
