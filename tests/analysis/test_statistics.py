@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from statsmodels.stats import multitest, power
+from statsmodels.stats import multitest, power  # type: ignore[import-untyped]
 
 from mnist_exp import scores
 from mnist_exp.analysis import statistics
