@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from mnist_exp.tracking import RunInfo, Store
 
 warnings.filterwarnings("ignore", "IProgress not found")  # by MLflow's import in a notebook without ipywidgets
-EXPERIMENT = "mnist_exp"
 WORDS = {"None": None, "True": True, "False": False}
 
 
@@ -374,14 +373,14 @@ def _command(*arguments: str) -> tuple[int, str, list[str]]:
 
 
 def runs(
-    sweep: str | None = None, *, tracking_uri: str | None = None, experiment: str = EXPERIMENT, **settings: Any
+    sweep: str | None = None, *, tracking_uri: str | None = None, experiment: str | None = None, **settings: Any
 ) -> Runs:
     """Finds recorded runs, by default all of the experiment.
 
     Args:
         sweep: `latest`, or a sweep's id.
         tracking_uri: the store; None means MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in this directory.
-        experiment: name of the MLflow experiment.
+        experiment: name of the MLflow experiment; None means MLFLOW_EXPERIMENT_NAME, else `mnist_exp`.
         **settings: keeps the runs whose config has these values, such as `model="mlp"`, `seed=0`, or
             `**{"optimizer.learning_rate": 0.01}`.
 
@@ -390,7 +389,7 @@ def runs(
     """
     from mnist_exp import tracking
 
-    found = _runs(tracking.find_store(tracking_uri, experiment), sweep)
+    found = _runs(tracking.find_store(tracking_uri, experiment or tracking.default_experiment()), sweep)
     known = {key for run in found for key in run.settings} if settings else set()
     if found and (unknown := settings.keys() - known):
         raise RequestError(f"{min(unknown)!r} is not a key of these runs; their keys: {', '.join(sorted(known))}")

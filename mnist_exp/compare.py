@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mnist_exp.analysis.report import Block, Compared
 
 # MLflow and SciPy take 2 s to import, so the functions below import them: `--help` and a mistake do not wait.
-EXPERIMENT = "mnist_exp"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +41,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("command", nargs="*", metavar="show RUN | diff RUN RUN")
     parser.add_argument("--uri", dest="tracking_uri", help=argparse.SUPPRESS)  # the earlier name of --tracking-uri
     parser.add_argument(
-        "--experiment", metavar="NAME", help=f"all runs of this experiment; default: {EXPERIMENT}'s newest sweep"
+        "--experiment",
+        metavar="NAME",
+        help="all runs of this experiment; default: the newest sweep of MLFLOW_EXPERIMENT_NAME, else of mnist_exp",
     )
     parser.add_argument("--sweep", metavar="ID", help="the runs of this sweep")
     parser.add_argument(
@@ -89,7 +90,7 @@ def _compare(options: argparse.Namespace) -> str:
     from mnist_exp import tracking
     from mnist_exp.analysis import export, leaderboard, predictions, report
 
-    store = tracking.find_store(options.tracking_uri, options.experiment or EXPERIMENT)
+    store = tracking.find_store(options.tracking_uri, options.experiment or tracking.default_experiment())
     everything = options.experiment is not None or options.filter is not None
     choice = leaderboard.Choice(
         options.sweep, dict(text.split("=", 1) for text in options.tag), options.run, everything

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mnist_exp.tracking import Store
 
 # MLflow and SciPy take 2 s to import, so the functions below import them: `--help` and a mistake do not wait.
-EXPERIMENT, METRIC = "mnist_exp", "final_val_accuracy"
+METRIC = "final_val_accuracy"
 MAX_SEEDS, MAX_MOST = 40, 1000
 SMALLEST = 0.1  # points of accuracy
 WIDTH = 80
@@ -169,8 +169,10 @@ def _scores(settings: Settings, seeds: int, sweep: str, metric: str) -> "Samples
 
 def _compare(settings: Settings, sweep: str, metric: str) -> str:
     """The command that shows the runs."""
+    from mnist_exp import tracking
+
     words = ["python", "-m", "mnist_exp.compare", "--sweep", sweep]
-    if settings.experiment != EXPERIMENT:
+    if settings.experiment != tracking.default_experiment():
         words += ["--experiment", settings.experiment]
     if settings.uri is not None:
         words += ["--tracking-uri", redact(settings.uri)]

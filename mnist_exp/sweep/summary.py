@@ -20,7 +20,6 @@ from mnist_exp.figures.style import COLORS
 from mnist_exp.redact import redact
 from mnist_exp.sweep.jobs import Job
 
-EXPERIMENT = "mnist_exp"  # in which `compare` looks if it gets no --experiment
 # MLflow takes a second to import and Matplotlib half a second: the functions below import them when a sweep has begun.
 
 
@@ -134,9 +133,11 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
 
 def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
     """Prints commands that go on from a run, or from a sweep and its best run."""
+    from mnist_exp import tracking
+
     lines, which, where = [], "this run", store.arguments
     if sweep is not None:
-        experiment = [] if store.experiment == EXPERIMENT else ["--experiment", store.experiment]
+        experiment = [] if store.experiment == tracking.default_experiment() else ["--experiment", store.experiment]
         compare = console.command("mnist_exp.compare", "--sweep", sweep, *experiment, *where)
         lines, which = (
             ["See whether the differences are more than noise:", f"  {compare}"],

@@ -36,6 +36,7 @@ from mnist_exp.tracking.queries import (
 )
 from mnist_exp.tracking.store import (
     Store,
+    default_experiment,
     defaults_kept,
     delayed_signals,
     existing,

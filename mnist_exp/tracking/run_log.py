@@ -1,6 +1,7 @@
 """Records one run: its local record first, then the same in the store."""
 
 import json
+import os
 import shutil
 import sqlite3
 import sys
@@ -9,7 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -312,7 +315,7 @@ def tracked_run(
 
     Args:
         store: where the run is recorded.
-        name: of a new run.
+        name: of a new run. MLFLOW_RUN_ID, which `mlflow run` sets, names a run to use instead of a new one.
         params: of a new run. A resumed run keeps its own; those that differ cannot change its result.
         tags: of the run; they include `identity`.
         output: folder for the local record of a new run.
@@ -329,7 +332,11 @@ def tracked_run(
         with store_errors(store.uri):
             client = mlflow.MlflowClient(store.uri)
             run, lock = resumable(store, tags["identity"], resume) if resume else (None, None)
-            if run is None:
+            if run is None and (given := os.environ.pop("MLFLOW_RUN_ID", None)):  # by `mlflow run`, for this run only
+                client.update_run(given, name=name)
+                reopen(client, run_info(client.get_run(given)), {**tags, "output": str(output.absolute())})
+                run = run_info(client.get_run(given))
+            elif run is None:
                 context = context_tags({**tags, "output": str(output.absolute())})
                 run = run_info(client.create_run(store.experiment_id, tags=context, run_name=name))
             else:
@@ -342,7 +349,8 @@ def tracked_run(
             missing = [Param(key, value) for key, value in params.items() if key not in run.params]
             client.log_batch(run.run_id, params=missing)
             held.close()
-            yield log
+            with _system_metrics(run.run_id):
+                yield log
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             status = "KILLED"
             raise
@@ -361,6 +369,16 @@ def tracked_run(
             _close(log, status)
             if lock is not None:
                 lock.release()
+
+
+def _system_metrics(run_id: str) -> AbstractContextManager[object]:
+    """MLflow's own monitor of the machine if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING asks for it."""
+    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        return nullcontext()
+    monitor, stack = SystemMetricsMonitor(run_id), ExitStack()
+    monitor.start()
+    stack.callback(monitor.finish)
+    return stack
 
 
 def end_dead_runs(store: Store) -> None:

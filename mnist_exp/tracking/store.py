@@ -93,6 +93,11 @@ def import_database() -> None:
     import mnist_exp.tracking.client  # noqa: F401
 
 
+def default_experiment() -> str:
+    """Name of the experiment that a command uses if none is named: MLFLOW_EXPERIMENT_NAME, else mnist_exp."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "mnist_exp"
+
+
 def open_store(uri: str | None, experiment: str) -> Store:
     """Open the store and the experiment; the first use creates them.
 

@@ -491,3 +491,10 @@ def test_identity_rows_and_factors_agree_about_every_key(key):
 def test_identity_rows_and_factors_agree_about_what_stands_in_for_a_key(fact):
     assert told_apart(FULL) == (False, False, False)
     assert told_apart(FULL, {fact: "other"}) == (True, True, True)
+
+
+def test_the_experiment_may_come_from_the_environment(monkeypatch):
+    assert composed().tracking.experiment == "mnist_exp"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert composed().tracking.experiment == "mine"
+    assert composed("tracking.experiment=other").tracking.experiment == "other"

@@ -155,6 +155,30 @@ def _run(store, resume=False):
     return tracking.tracked_run(store, "r", {}, {"identity": "1", "kind": "run"}, Path("out"), resume)
 
 
+def test_the_run_that_mlflow_run_began_is_used_once(store, monkeypatch):
+    client = mlflow.MlflowClient(store.uri)
+    begun = client.create_run(store.experiment_id).info.run_id
+    client.log_param(begun, "model", "mlp")
+    monkeypatch.setenv("MLFLOW_RUN_ID", begun)
+    for _ in range(2):
+        with _run(store) as log:
+            log.metrics(1, {"loss": 0.5})
+    assert log.run_id != begun
+    run = tracking.find_run(store.uri, begun)
+    assert (run.name, run.status, run.params, run.metrics) == ("r", "FINISHED", {"model": "mlp"}, {"loss": 0.5})
+
+
+def test_mlflows_own_monitor_runs_as_long_as_the_run(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+
+    def names():
+        return {thread.name for thread in threading.enumerate()}
+
+    with _run(store):
+        assert "SystemMetricsMonitor" in names()
+    assert "SystemMetricsMonitor" not in names()
+
+
 def _stored(store):
     """Status of the only run, its rows as (name, step, value), and its files."""
     run = tracking.find_run(store.uri, "r")
