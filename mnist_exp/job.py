@@ -1,5 +1,6 @@
 """One job from its config to its run: the same for the command, for a job of a sweep, and for Python."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -41,16 +42,17 @@ class ComposedJob(NamedTuple):
     output: Path  # folder for the run's local record, absolute; it does not exist yet
 
 
-def check_keys(overrides: Sequence[str]) -> None:
-    """Refuses overrides of keys that earlier versions had.
+def checked(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the names of runs in quotation marks, without which Hydra accepts no `=` in a value.
 
     Raises:
-        RequestError: an override has such a key.
+        RequestError: an override has a key that only earlier versions had.
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key in REPLACED:
             raise RequestError(f"{key} is no key any more; write callbacks=early_stopping {REPLACED[key]}={value}")
+    return [re.sub(r"^(init_from|resume)=([\w.+-]+=[\w.+=-]+)$", r"\1='\2'", override) for override in overrides]
 
 
 def compose(overrides: Sequence[str]) -> ComposedJob:
@@ -59,7 +61,7 @@ def compose(overrides: Sequence[str]) -> ComposedJob:
     Raises:
         ConfigError: an override or the config is invalid, one line for each mistake.
     """
-    check_keys(overrides)
+    overrides = checked(overrides)
     with _hydra():
         composed = compose_job("train", overrides)
         settings = HydraConfig.get()

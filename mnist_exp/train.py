@@ -34,7 +34,7 @@ from mnist_exp.errors import (
     first_line,
     interruption,
 )
-from mnist_exp.job import check_keys, prepare_job, run_job
+from mnist_exp.job import checked, prepare_job, run_job
 from mnist_exp.sweep.jobs import stop_others
 from mnist_exp.sweep.startup import share_config_store
 from mnist_exp.sweep.summary import abandon_sweep, print_next_steps
@@ -99,8 +99,7 @@ def _arguments(given: list[str]) -> list[str]:
     options, overrides = list(given), parser.parse_intermixed_args(given).overrides
     for override in overrides:
         options.remove(override)
-    check_keys(overrides)
-    return [*overrides, *options]
+    return [*checked(overrides), *options]
 
 
 def main() -> None:

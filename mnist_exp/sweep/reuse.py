@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_exp import console
 from mnist_exp.config import flatten
 from mnist_exp.experiment import Experiment
+from mnist_exp.figures.style import run_color
 
 if TYPE_CHECKING:
     from mnist_exp.tracking import RunInfo
@@ -27,7 +28,7 @@ def take_finished(experiment: Experiment, store: Any, number: int) -> "RunInfo |
     alike = alike_runs(experiment, store)
     run = finished(experiment, alike)
     if run is not None:
-        tracking.join_sweep(store, run, sweep.id, number)
+        tracking.join_sweep(store, run, sweep.id, number, experiment.name, run_color(number))
         console.run_line(experiment.name, run.metrics, "reused")
         return run
     return None

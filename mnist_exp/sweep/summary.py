@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mnist_exp import console
 from mnist_exp.config import run_name
 from mnist_exp.errors import RequestError
-from mnist_exp.figures.style import COLORS
+from mnist_exp.figures.style import run_color
 from mnist_exp.redact import redact
 from mnist_exp.sweep.jobs import Job
 
@@ -71,10 +71,10 @@ def print_error(error: Exception) -> None:
 
 
 def job_tags(sweep: str, number: int) -> dict[str, str]:
-    """Tags of the n-th run of a sweep; its colour in MLflow's charts differs from its neighbours'."""
+    """Tags of the n-th run of a sweep, with its colour in MLflow's charts."""
     from mnist_exp import tracking
 
-    return tracking.sweep_tags(sweep, number, COLORS[number % len(COLORS)])
+    return tracking.sweep_tags(sweep, number, run_color(number))
 
 
 def close_sweep(sweep: Sweep, status: str, extra: Path | None = None) -> bool:

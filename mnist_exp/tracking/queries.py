@@ -61,19 +61,23 @@ def find_run(uri: str | None, wanted: str) -> RunInfo:
 
 
 def _named(uri: str, wanted: str) -> list[RunInfo]:
-    """Runs of any experiment whose ids begin with the text, or else the trained runs of this name."""
+    """Runs whose ids begin with the text, or else the trained runs of this name, or else those that had it before."""
     is_id = re.fullmatch("[0-9a-f]{1,32}", wanted) is not None
     if database.file_of(uri) is not None:
         with store_errors(uri):
             found = tables.runs(uri, "run_uuid LIKE ?", f"{wanted}%") if is_id else []
-            return found or [run for run in tables.runs(uri, "name = ?", wanted) if run.tags.get("kind") == "run"]
+            earlier = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'earlier_name' AND value = ?)"
+            for where in ("name = ?", earlier):
+                found = found or [run for run in tables.runs(uri, where, wanted) if run.tags.get("kind") == "run"]
+            return found
     from mlflow.entities import ViewType
 
     every = list(experiments(uri))
     queries = [f"attributes.run_id LIKE '{wanted}%'"] if is_id else []
     quote_with = "'" if "'" not in wanted else '"'
     if quote_with not in wanted:
-        queries.append(f"attributes.run_name = {quote_with}{wanted}{quote_with} and tags.kind = 'run'")
+        for key in ("attributes.run_name", "tags.earlier_name"):
+            queries.append(f"{key} = {quote_with}{wanted}{quote_with} and tags.kind = 'run'")
     with reading(uri) as client:
         for query in queries:
             matching = client.search_runs(every, query, ViewType.ALL)

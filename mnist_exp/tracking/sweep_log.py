@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 
 from mnist_exp.provenance import process
 from mnist_exp.tracking.database import StoreError
@@ -34,11 +34,20 @@ def job_numbers(run: RunInfo, sweep: str) -> list[int]:
     return [int(number) for number in run.tags[membership_tag(sweep)].split()]
 
 
-def join_sweep(store: Store, run: RunInfo, sweep: str, number: int) -> None:
-    """Make a finished run the result of a sweep's n-th job."""
+def join_sweep(store: Store, run: RunInfo, sweep: str, number: int, name: str, color: str) -> None:
+    """Make a finished run the result of a sweep's n-th job.
+
+    The run gets the job's colour. It gets the job's name, too, if that is longer, because it says more about the run;
+    `find_run` still knows the earlier one.
+    """
     key = membership_tag(sweep)
+    tags = {key: f"{run.tags.get(key, '')} {number}".strip(), "mlflow.runColor": color}
+    if len(name) > len(run.name):
+        tags["earlier_name"] = run.name
     with writing(store) as client:
-        client.set_tag(run.run_id, key, f"{run.tags.get(key, '')} {number}".strip())
+        client.log_batch(run.run_id, tags=[RunTag(tag, text) for tag, text in tags.items()])
+        if len(name) > len(run.name):
+            client.update_run(run.run_id, name=name)
 
 
 def sweep_of(store: Store, process: str) -> str | None:

@@ -8,6 +8,7 @@ from matplotlib import pyplot
 from matplotlib.text import Annotation
 
 from mnist_exp.figures import comparison as charts
+from mnist_exp.figures import style
 from mnist_exp.figures.comparison import Point
 
 NAN = float("nan")
@@ -125,3 +126,10 @@ def test_errors_by_the_number_of_training_images_and_their_law():
     marks, law = axes.lines[0], axes.lines[-1]
     assert np.asarray(marks.get_ydata()).tolist() == [20, 2]
     assert np.asarray(law.get_ydata())[[0, -1]] == pytest.approx([20, 2])
+
+
+def test_a_thousand_runs_of_a_sweep_have_different_colours():
+    colors = [style.run_color(number) for number in range(1000)]
+    assert colors[:8] == list(style.COLORS)
+    assert len(set(colors)) == 1000
+    assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in colors)

@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from mnist_exp.config import CONF_DIR, run_name
+from mnist_exp.job import checked
 from mnist_exp.sweep import grid, jobs
 
 NAMES = {
@@ -35,3 +36,11 @@ def test_a_name_says_what_the_sweep_varies(given):
         label = grid.label(config, grid.varied(expanded))
         names = [run_name(job.config) for job in jobs.check_jobs("train", [[*job, *label] for job in expanded])]
     assert names == NAMES[given]
+
+
+def test_a_name_that_hydra_would_refuse_gets_quotation_marks():
+    assert checked(["init_from=mlp-lr=0.1-s0", "resume=ab12", "seed=1"]) == [
+        "init_from='mlp-lr=0.1-s0'",
+        "resume=ab12",
+        "seed=1",
+    ]

@@ -59,7 +59,7 @@ def job(monkeypatch):
 
 
 def test_a_finished_run_of_the_same_identity_is_the_result_of_a_job(job, capsys):
-    assert job([{"identity": "other"}, {}]) == (0.9, [("id of x-s0", "A", 7)])
+    assert job([{"identity": "other"}, {}]) == (0.9, [("id of x-s0", "A", 7, "mlp-adam-s0", "#f0e442")])
     assert capsys.readouterr().out == "mlp-adam-s0  val_accuracy 90.00%  test_accuracy 89.00%  reused\n"
 
 
@@ -74,7 +74,7 @@ def test_a_finished_run_that_lacks_what_is_read_of_it_is_not_used(job, capsys):
     assert job([{"identity": None}]) == (None, [])  # without identity.facts too, so nothing can be named
     assert capsys.readouterr().err == ""
     assert job([{}], "sweep.objective=[final_val_loss]") == (None, [])  # the run did not record it
-    assert job([{}], "sweep.objective=[fit_seconds]")[1] == [("id of x-s0", "A", 7)]
+    assert job([{}], "sweep.objective=[fit_seconds]")[1] == [("id of x-s0", "A", 7, "mlp-adam-s0", "#f0e442")]
 
 
 def test_a_job_trains_when_nothing_is_finished_or_skipping_is_off(job, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from mnist_exp import console, tracking
 from mnist_exp.config import SweepConfig
+from mnist_exp.figures.style import run_color
 from mnist_exp.sweep import jobs, summary
 from tests.helpers.commands import runs
 from tests.helpers.stored_runs import finished as run
@@ -53,14 +54,34 @@ def under_way(tmp_path, with_store):
     return summary.open_sweep(two, store), lambda: runs(tmp_path)
 
 
-def joined(opened, name, number, **metrics):
+def joined(opened, name, number, *, longer=False, **metrics):
     """Add a finished run of an earlier command that job `number` takes the result of."""
     client = mlflow.MlflowClient(opened.store.uri)
     made = client.create_run(opened.store.experiment_id, run_name=name, tags={"kind": "run"}).info.run_id
     for key, value in metrics.items():
         client.log_metric(made, key, value)
     client.set_terminated(made, "FINISHED")
-    tracking.join_sweep(opened.store, tracking.find_run(opened.store.uri, made), opened.id, number)
+    tracking.join_sweep(
+        opened.store,
+        tracking.find_run(opened.store.uri, made),
+        opened.id,
+        number,
+        f"x-lr=1-s{number}" if longer else name,
+        run_color(number),
+    )
+
+
+def test_a_reused_run_gets_the_name_and_the_colour_of_its_job_and_keeps_its_earlier_name(under_way):
+    opened, statuses = under_way
+    for number in range(2):
+        joined(opened, f"x-s{number}", number, longer=number == 1)
+    assert statuses() == {"x-s0": "FINISHED", "x-lr=1-s1": "FINISHED", "sweep": "RUNNING"}
+    uri = opened.store.uri
+    assert tracking.find_run(uri, "x-lr=1-s1") == tracking.find_run(uri, "x-s1")
+    client = mlflow.MlflowClient(uri)
+    found = [client.get_run(tracking.find_run(uri, name).run_id) for name in ("x-s0", "x-s1")]
+    assert [run.data.tags["mlflow.runColor"] for run in found] == ["#0072b2", "#d55e00"]
+    summary.abandon_sweep("KILLED")
 
 
 @pytest.mark.parametrize("metrics", [{"final_val_accuracy": 0.9, "test_accuracy": 0.8}, {}], ids=["whole", "bare"])
