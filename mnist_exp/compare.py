@@ -60,10 +60,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
     parser.add_argument("--top", metavar="N", type=int, default=10, help="rows to show of each table; default: 10")
+    parser.add_argument("--rows", metavar="SETTING", help="with --columns: one table of two settings, for a paper")
+    parser.add_argument("--columns", metavar="SETTING", help="a setting, or data")
     parser.add_argument("--all-pairs", action="store_true", help="list all pairs of these rows, not only the leader's")
-    parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text", help="default: text")
+    parser.add_argument(
+        "--format", choices=("text", "markdown", "csv", "json", "latex"), default="text", help="default: text"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report with figures for a browser")
     options = parser.parse_args(arguments)
+    if (options.rows is None) != (options.columns is None):
+        parser.error("--rows and --columns must be given together")
+    if (options.rows is None and options.format == "latex") or (options.rows is not None and options.format == "json"):
+        parser.error("--format latex needs --rows and --columns, which do not go with --format json")
     if options.top < 1:
         parser.error(f"--top must be a whole number, at least 1, got {options.top}")
     unlike = [text for text in options.tag if "=" not in text]
@@ -88,7 +96,7 @@ def _inspect(options: argparse.Namespace) -> str:
 
 def _compare(options: argparse.Namespace) -> str:
     from mnist_exp import tracking
-    from mnist_exp.analysis import export, leaderboard, predictions, report
+    from mnist_exp.analysis import export, leaderboard, pivot, predictions, report
 
     store = tracking.find_store(options.tracking_uri, options.experiment or tracking.default_experiment())
     everything = options.experiment is not None or options.filter is not None
@@ -99,6 +107,8 @@ def _compare(options: argparse.Namespace) -> str:
     if options.filter is not None:
         matching = {run.run_id for run in tracking.search_runs(store, options.filter)}
     board = leaderboard.board(tracking.search_runs(store), choice, options.metric, matching)
+    if options.rows is not None:
+        return pivot.render(pivot.pivot(board, options.rows, options.columns), options.format)
     compared = report.examine(board, options.by, options.top, predictions.of_rows(store.uri))
     if options.html is not None:
         _write_html(store.uri, f"{store.experiment}: {board.chosen}", options, board, compared)

@@ -22,11 +22,11 @@ def as_csv(compared: Sequence[Compared], metric: str) -> str:
     writer.writerow([*fixed, *keys])
     for line in lines:
         values = [line[key] for key in fixed] + [line["settings"].get(key, "") for key in keys]
-        writer.writerow([_cell(value) for value in values])
+        writer.writerow([cell(value) for value in values])
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """A list as one text, and a text that a spreadsheet would run as a formula in quotes: names come from the store."""
     if isinstance(value, list):
         return " ".join(map(str, value))
