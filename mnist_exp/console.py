@@ -150,7 +150,7 @@ def run_line(name: str, metrics: Mapping[str, float], outcome: str) -> None:
 def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
     """Prints the runs of a sweep, in the given order, to standard output, and below them why some failed.
 
-    Where a name does not say what the sweep varies in its run, the overrides stand in its place.
+    Where names are equal, the overrides stand in their place.
     """
     table = [("val_accuracy", "test_accuracy", "training (s)", "run id")]
     for row in rows:
@@ -159,10 +159,9 @@ def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
         table.append((validation, test, "reused" if row.status == "SKIPPED" else seconds, row.run_id[:ID_LETTERS]))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     results = ["".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) for cells in table]
-    labels, overrides = [row.name for row in rows], [shortened(row.swept) for row in rows]
-    values = [[text.partition("=")[2] for text in swept.split()] for swept in overrides]
-    if len({*labels}) < len(rows) or any(v not in row.name for row, own in zip(rows, values, strict=True) for v in own):
-        labels = [swept or row.name for swept, row in zip(overrides, rows, strict=True)]
+    labels = [row.name for row in rows]
+    if len({*labels}) < len(rows):  # a name of the user's own
+        labels = [shortened(row.swept) or row.name for row in rows]
     names = [_cut(name, len(results[0]), sys.stdout) for name in ("run", *labels)]
     room = max(map(cell_len, names))
     styles = ["bold", *({"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red") for row in rows)]
