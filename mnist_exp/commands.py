@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "compare tracked runs over their seeds, show one run, or show the differences of two",
     "decide": "train two settings with more and more seeds, until it is decided which is better",
     "evaluate": "score finished runs on their test images or on other data, alone and as an ensemble",
+    "predict": "write the class and the probabilities that a run's model predicts for images",
     "reproduce": "train a run again from its record and check whether the result is the same",
     "relocate": "after a project folder was moved, correct the artifact locations in its tracking store",
 }

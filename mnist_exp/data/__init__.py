@@ -13,6 +13,7 @@ from mnist_exp.data.dataset import (
     check_validation,
 )
 from mnist_exp.data.files import IDX_FILES
+from mnist_exp.data.formats import load_unlabelled
 from mnist_exp.data.sources import (
     cifar10,
     cifar100,
@@ -44,6 +45,7 @@ __all__ = [
     "fashion_mnist",
     "file",
     "kmnist",
+    "load_unlabelled",
     "mnist",
     "mnist5k",
     "resolve_auto",

@@ -15,7 +15,7 @@ import numpy as np
 from mnist_exp.data import files
 from mnist_exp.data.dataset import ARRAYS, DataError
 from mnist_exp.data.files import IDX_FILES, Loaded, check_memory, open_files, open_npz, read_data
-from mnist_exp.data.normalize import Part, check_part_headers, normalize
+from mnist_exp.data.normalize import Part, check_part_headers, integer_pixels, normalize
 
 FORMATS = (
     f"data.path takes an .npz file with the arrays {', '.join(ARRAYS)} or MedMNIST's names, a .csv file, or a folder"
@@ -329,3 +329,39 @@ def _decode(path: Path, size: tuple[int, int] | None) -> np.ndarray:
         pixels = np.asarray(image.convert("RGB"))
         is_grey = image.mode != "RGB" and bool((pixels == pixels[..., :1]).all())
         return pixels[..., :1] if is_grey else pixels
+
+
+def load_unlabelled(path: str) -> tuple[list[str], np.ndarray]:
+    """Reads images without labels: a folder of image files, or an .npz file with one array, or the array `images`.
+
+    Returns:
+        Names (of the files, or the numbers from 0) and uint8 images (n, height, width, channels).
+
+    Raises:
+        DataError: It is missing or damaged, holds no images, or its pixels have an uncertain meaning.
+    """
+    place = files.expand(path)
+    with files.reading(place, "a folder of images or an .npz file"), contextlib.ExitStack() as stack:
+        if place.is_dir():
+            paths = _entries(place)
+            if not paths or any(image.suffix.lower() not in IMAGE_SUFFIXES for image in paths):
+                raise DataError(f"{place}: must hold image files ({', '.join(IMAGE_SUFFIXES)}) and nothing else")
+            return [image.name for image in paths], _stack(_decode_all(str(place), paths, len(paths)))
+        held = files.npz_names(place)
+        if len(held) > 1 and "images" not in held:
+            raise DataError(f"{place}: must have one array or an array `images`, found {', '.join(held[:10])}")
+        stored = open_npz(place, {str(place): "images" if len(held) != 1 else held[0]}, stack)
+        images = read_data(str(place), stored)[str(place)]
+    if images.ndim not in (3, 4) or images.size == 0 or images.dtype.kind not in "iufb":
+        raise DataError(
+            f"{place}: images must be (n, height, width) or (n, height, width, channels),"
+            f" got {images.dtype} {images.shape}"
+        )
+    (pixels,) = integer_pixels(str(place), {"train": Part(str(place), images, "", np.zeros(len(images), int))})
+    return list(map(str, range(len(pixels)))), pixels.astype(np.uint8).reshape(*images.shape[:3], -1)
+
+
+def _stack(decoded: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 (n, height, width, channels): grey images beside coloured ones get three channels."""
+    depth = max(array.shape[-1] for array in decoded)
+    return np.stack([np.broadcast_to(array, (*array.shape[:2], depth)) for array in decoded])

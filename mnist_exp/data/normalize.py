@@ -45,7 +45,7 @@ def normalize(source: str, parts: Parts) -> Loaded:
     Raises:
         DataError: If the meaning of the arrays is not certain, or they break a rule of `arrays_to_dataset`.
     """
-    images = dict(zip(parts, _pixels(source, parts), strict=True))
+    images = dict(zip(parts, integer_pixels(source, parts), strict=True))
     labels, names, numbered = _numbers(source, parts)
     warnings = [*numbered, *_rounded(source, parts, images)]
     where = {part: (given.where_images, given.where_labels) for part, given in parts.items()}
@@ -78,7 +78,7 @@ def _validation(source: str, images: np.ndarray, labels: np.ndarray, train: Spli
     return Split(frozen(np.ascontiguousarray(shaped, np.uint8)), frozen(labels.astype(np.int64)))
 
 
-def _pixels(source: str, parts: Parts) -> list[np.ndarray]:
+def integer_pixels(source: str, parts: Parts) -> list[np.ndarray]:
     """The images of each part as integers in 0..255."""
     images = [given.images for given in parts.values()]
     kinds = {"integers" if array.dtype.kind in "iu" else array.dtype.name for array in images}

@@ -1,5 +1,6 @@
 """Evaluates finished runs: loads model and data by the logged config, predicts, and records what came of it."""
 
+import csv
 import json
 import tempfile
 import time
@@ -13,7 +14,7 @@ import numpy as np
 from mnist_exp import provenance, scores
 from mnist_exp.config import Config
 from mnist_exp.config.untrusted import read_config
-from mnist_exp.data import Dataset, Split, Subset
+from mnist_exp.data import Dataset, Split, Subset, load_unlabelled
 from mnist_exp.errors import RequestError
 from mnist_exp.evaluation import ensemble
 from mnist_exp.reproduction.replay import load_recorded
@@ -131,6 +132,33 @@ def _model(member: Member, image_shape: tuple[int, ...], classes: int, uri: str 
             ) from error
         model.compile(jit_compile=tags.get("execution") == "keras" and tags.get("execution.xla") == "True")
     return model
+
+
+def predict_images(run: str, uri: str | None, place: str) -> tuple[list[str], tuple[str, ...], np.ndarray]:
+    """Predicts images without labels: a folder of image files, or an .npz file with one array.
+
+    Args:
+        run: id, beginning of an id, or name of a finished run.
+        uri: the tracking store.
+        place: of the images, of the size that the run was trained on.
+
+    Returns:
+        Names of the images, names of the classes, and float32 probabilities (images, classes).
+
+    Raises:
+        RequestError: the run or the images cannot be used.
+    """
+    from mnist_exp import tracking
+
+    (member,) = members([run], uri)
+    names, images = load_unlabelled(place)
+    table = tracking.read_files(uri, member.run.run_id, ["per_class.csv"]).get("per_class.csv")
+    if table is None:
+        raise RequestError(f"run {member.run.run_id} has no artifact per_class.csv, which names the classes")
+    rows = csv.DictReader(table.decode().splitlines())
+    classes = tuple(row.get("name") or row["class"] for row in rows)
+    logits = predict(member, images, len(classes), uri)
+    return names, classes, scores.softmax(logits)
 
 
 def evaluate(runs: Sequence[str], uri: str | None, *, data: str | None, shift: int) -> list[str]:

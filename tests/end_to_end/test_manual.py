@@ -104,6 +104,7 @@ def write_files(folder):
     random = np.random.default_rng(0)
     arrays = {f"x_{part}": random.integers(256, size=(200, 28, 28), dtype=np.uint8) for part in ("train", "test")}
     np.savez(folder / "my_images.npz", **arrays, y_train=np.arange(200) % 10, y_test=np.arange(200) % 10)
+    np.savez(folder / "new_images.npz", images=arrays["x_test"])
 
 
 @pytest.fixture(scope="module")
