@@ -291,7 +291,7 @@ def test_an_edited_user_model_is_reproduced_from_its_record(tmp_path, with_store
         assert out.endswith("identical: 1 epoch and the final scores compared\n")
     code, _, err = python(folder, TRAIN, "-m", *options)
     assert code == 0, err
-    assert "has the same config but not the same code\n" in err
+    assert "because the finished ones have not the same code\n" in err
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_a_fork_server_that_is_killed_costs_no_run(tmp_path, with_store):
         server.kill()
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "run linear-adam-smoke-s0 failed: its process was killed, trying again" in err
+    assert "run mlp-adam-smoke-s0 failed: its process was killed, trying again" in err
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         found = list(database.execute("SELECT name, status FROM runs"))
     database.close()

@@ -334,7 +334,7 @@ VALUES = {
     **{"uri": None, "experiment": "mnist_exp", "wanted": "r", "run_id": "0" * 32, "names": ["config.yaml"]},
     **{"name": "config.yaml", "sweep": "s", "number": 0, "command": "c", "jobs": 1, "config_digest": "0"},
     **{"model": "m", "optimizer": "o", "batch_size": 1, "data": "d", "status": "KILLED", "best": None, "counts": {}},
-    **{"note": "", "process": "p", "metric": "loss", "params": {}, "tags": TAGS},
+    **{"note": "", "process": "p", "metric": "loss", "color": "#4c78a8", "params": {}, "tags": TAGS},
 }
 NAMES = {
     alias.name
