@@ -9,7 +9,7 @@ import numpy as np
 
 from mnist_exp import tracking
 from mnist_exp.analysis import predictions, statistics
-from mnist_exp.analysis.leaderboard import ABSENT, SHORT_NAMES, flatten_json, whole_data
+from mnist_exp.analysis.leaderboard import ABSENT, flatten_json, whole_data
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.config import changes_result, current_params, option_defaults
 from mnist_exp.tracking import RunInfo
@@ -83,7 +83,7 @@ def diff(uri: str, a: RunInfo, b: RunInfo) -> Iterator[Block]:
     """The differences of two runs in configuration, code, data, environment and results."""
     yield Heading(f"{a.name} ({a.run_id[:8]}) and {b.name} ({b.run_id[:8]})")
     before, after = current_params(a.params), current_params(b.params)
-    keys = sorted(key for key in before | after if changes_result(key) and key not in SHORT_NAMES)
+    keys = sorted(key for key in before | after if changes_result(key))
     yield from _differing("configuration", before, after, keys)
     yield from _code(uri, a, b)
     yield from _differing("data", a.tags, b.tags, ["data.name", "data.fingerprint", "selection"])

@@ -13,7 +13,6 @@ from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
 
-SHORT_NAMES = ("model", "optimizer")  # params that repeat the name of a `_target_` for MLflow's UI
 SETTING_TAGS = ("selection", "device", "threads", "execution", "execution.xla")
 GROUPS = ("model", "optimizer", "schedule", "augment")  # a label shows their options without the key
 ABSENT = "-"
@@ -183,7 +182,7 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 def settings(run: RunInfo) -> dict[str, str]:
     """All config values and environment factors that can change a run's result, except its seed, fold and data."""
     found, logged = {}, current_params(run.params)
-    left_out = {*SHORT_NAMES, "seed"} | ({"data.fold"} if logged["data.folds"] != "None" else set())
+    left_out = {"seed"} | ({"data.fold"} if logged["data.folds"] != "None" else set())
     for key, value in logged.items():
         if _changes_result(key) and key not in left_out:
             group, _, name = key.partition(".")

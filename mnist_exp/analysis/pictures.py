@@ -12,6 +12,7 @@ from mnist_exp.analysis import predictions, sizes, statistics
 from mnist_exp.analysis.leaderboard import LeaderboardRow, Table, setting_labels, short_labels, short_names
 from mnist_exp.analysis.predictions import Predictions
 from mnist_exp.analysis.report import Picture, Text
+from mnist_exp.config import current_params
 from mnist_exp.figures import comparison as charts
 from mnist_exp.figures import run as plots
 from mnist_exp.figures.axes import shorten
@@ -224,7 +225,7 @@ def _images(table: Table, predicted: Mapping[str, list[Predictions]]) -> Iterato
 def _dataset(table: Table, labels: np.ndarray) -> data.Dataset | None:
     """The data set of the runs with these test labels; None if this machine has none with their fingerprint."""
     run = next(iter(table.rows[0].runs.values()))
-    params = run.params
+    params = current_params(run.params)
     source = SOURCES.get(params.get("data._target_", ""))
     keys = ("path", "split", "validation", "split_seed")
     given = {key: text for key in keys if (text := params.get(f"data.{key}", "None")) != "None"}

@@ -9,7 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.config.schema import CONF_DIR, LISTS, RENAMED_EXECUTIONS, Config, early_stopping, flatten
+from mnist_exp.config.schema import (
+    ARGUMENTS,
+    CONF_DIR,
+    LISTS,
+    RENAMED_EXECUTIONS,
+    Config,
+    early_stopping,
+    flatten,
+    nodes,
+)
 from mnist_exp.data import Subset
 from mnist_exp.redact import redact
 
@@ -44,18 +53,30 @@ def semantic(config: Config) -> dict[str, Any]:
 
 
 def params(config: Config) -> dict[str, str]:
-    """The flattened config as texts, and the short names of model and optimizer, which MLflow's UI has room for."""
-    names = {group: getattr(config, group)["_target_"].rpartition(".")[2] for group in ("model", "optimizer")}
+    """The flattened config as texts, in the words of the command line: `optimizer: adam` instead of a `_target_`.
+
+    A target that is none of this package's options stands as it is: `model: my_models.tiny`.
+    """
     flat = {key: v for key, v in flatten(asdict(config)).items() if not key.startswith(("sweep.", "resume"))}
     flat |= {group: ",".join(getattr(config, group)) or None for group in LISTS}  # the options' names in their order
+    for group, place, node in nodes(config):
+        target = flat.pop(f"{place}._target_")
+        if group not in LISTS:
+            given = frozenset((key, _text(value)) for key, value in flatten(node).items())
+            flat[group] = closest_option(group, given) or target
+        elif target != _target(group, place.partition(".")[2]):
+            flat[place] = target
     # A value is secret by its content, such as an address with a password, or by its key.
-    return names | {key: redact(f"{key}={_text(value)}").removeprefix(f"{key}=") for key, value in flat.items()}
+    return {key: redact(f"{key}={_text(value)}").removeprefix(f"{key}=") for key, value in flat.items()}
 
 
 def current_params(logged: Mapping[str, str]) -> dict[str, str]:
-    """The params of a run of any version. Keys that its version lacked get the value that describes the run."""
+    """The params of a run of any version, with a `_target_` for each option.
+
+    Keys that its version lacked get the value that describes the run.
+    """
     found = {"loss._target_": "mnist_exp.losses.cross_entropy", "callbacks": "None", "scores": "None"}
-    found |= {**dict.fromkeys(NULL_IS_ABSENT, "None"), **logged}
+    found |= {**dict.fromkeys(NULL_IS_ABSENT, "None"), **_with_targets(logged)}
     if found["loss._target_"] == "mnist_exp.losses.cross_entropy":
         found = {"loss.label_smoothing": "0.0", "loss.class_weight": "None", **found}
     if (execution := found.get("trainer.execution")) in RENAMED_EXECUTIONS:
@@ -67,8 +88,30 @@ def current_params(logged: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _with_targets(logged: Mapping[str, str]) -> dict[str, str]:
+    """The params with targets for the options' names, which earlier versions logged beside a short name."""
+    found = dict(logged)
+    for group in ARGUMENTS:
+        if group in LISTS:
+            for key in found.get(group, "None").split(","):
+                target = found.pop(f"{group}.{key}", None) or _target(group, key)
+                if target is not None:
+                    found.setdefault(f"{group}.{key}._target_", target)
+        elif found.get(group, "None") != "None":
+            option = found.pop(group)
+            found.setdefault(f"{group}._target_", _target(group, option) or option)
+    return found
+
+
 def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+@functools.cache
+def _target(group: str, option: str) -> str | None:
+    """The `_target_` of an option of this package; None if there is no such option or it has none."""
+    values = _options(group).get(option, {})
+    return values.get(f"{option}._target_" if group in LISTS else "_target_")
 
 
 def option_defaults(group: str, given: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
@@ -106,7 +149,7 @@ def _options(group: str) -> dict[str, dict[str, str]]:
     """The values of each option of a group, as text."""
     nodes = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF_DIR / group).glob("*.yaml")}
     return {
-        option: {str(key): _text(value) for key, value in node.items()}
+        option: {str(key): _text(value) for key, value in flatten(node).items()}
         for option, node in nodes.items()
         if isinstance(node, dict)
     }

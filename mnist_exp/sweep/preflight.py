@@ -22,7 +22,7 @@ from mnist_exp.builders import (
     build_scores,
     explained,
 )
-from mnist_exp.config import Config, ConfigError, build, targets
+from mnist_exp.config import Config, ConfigError, build, params, targets
 from mnist_exp.data import Dataset
 from mnist_exp.errors import RequestError
 from mnist_exp.tracking import Store, similar_runs
@@ -183,8 +183,8 @@ def plan(jobs: Sequence[tuple[Config, Dataset, int]], store: Store) -> Plan:
     kinds: dict[tuple[str, str, int, str], list[tuple[int, int, int]]] = {}
     size = 0
     for config, dataset, parameters in jobs:
-        model, optimizer = (node["_target_"].rpartition(".")[2] for node in (config.model, config.optimizer))
-        kind = (model, optimizer, config.trainer.batch_size, dataset.name)
+        logged = params(config)
+        kind = (logged["model"], logged["optimizer"], config.trainer.batch_size, dataset.name)
         kinds.setdefault(kind, []).append((config.trainer.epochs, len(dataset.train.labels), parameters))
         size += BYTES_A_RUN + BYTES_A_PARAMETER * parameters + len(dataset.test.labels) * (4 * dataset.num_classes + 8)
     runs = {kind: [run for run in similar_runs(store, *kind) if _is_timed(run)] for kind in kinds}

@@ -110,7 +110,7 @@ def finished_runs(store: Store, config_digest: str) -> list[RunInfo]:
 
 
 def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data: str) -> list[RunInfo]:
-    """Of the newest 50 finished runs of a model and an optimizer, by their short names, those on the same data."""
+    """Of the newest 50 finished runs of a model and an optimizer, named as in their params, those on the same data."""
     parameters = {"model": model, "optimizer": optimizer, "trainer.batch_size": batch_size}
     query = " and ".join(f"params.`{key}` = '{value}'" for key, value in parameters.items())
     query += " and tags.kind = 'run' and attributes.status = 'FINISHED'"

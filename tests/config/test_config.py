@@ -37,6 +37,7 @@ from mnist_exp.config import (
     TrialConfig,
     changes_result,
     check,
+    current_params,
     flatten,
     identity,
     params,
@@ -426,6 +427,39 @@ def test_changes_of_the_code_that_git_cannot_tell_are_not_denied():
     for dirty, said in ((None, "unknown"), (True, "true"), (False, "false")):
         code = provenance.Code("c0ffee", "main", dirty, "")
         assert experiment._tags(experiment.prepare(config, small(50), "cpu"), code)["code.dirty"] == said
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in ALL_OPTIONS if pair[1] != "none"])
+def test_params_are_in_the_words_of_the_command_line_and_lose_nothing(group, option):
+    needed = {"data=file": ["data.path=x"], "callbacks=lr_range": ["schedule=lr_range"]}
+    config = check(composed(choice := f"{group}={option}", *needed.get(choice, [])))
+    found = params(config)
+    assert found[group] == option
+    assert not [key for key in found if "_target_" in key]
+    whole = {key: value for key, value in flatten(asdict(config)).items() if not key.startswith(("sweep.", "resume"))}
+    whole |= {key: ",".join(getattr(config, key)) or None for key in LISTS}
+    assert current_params(found) == {
+        key: json.dumps(value) if isinstance(value, list) else str(value) for key, value in whole.items()
+    }
+
+
+def test_params_name_a_target_that_is_no_option():
+    given = [
+        "model._target_=keras.Sequential",
+        "+augment.rotate._target_=mine.rotate",
+        "+augment.mine._target_=mine.own",
+    ]
+    found = params(OmegaConf.to_object(composed(*given)))
+    assert {key: found[key] for key in ("model", "augment", "augment.rotate", "augment.mine")} == {
+        "model": "keras.Sequential",
+        "augment": "rotate,mine",
+        "augment.rotate": "mine.rotate",
+        "augment.mine": "mine.own",
+    }
+    targets = {key: value for key, value in current_params(found).items() if key.startswith(("model.", "augment."))}
+    assert targets["model._target_"] == "keras.Sequential"
+    assert targets["augment.rotate._target_"] == "mine.rotate"
+    assert targets["augment.mine._target_"] == "mine.own"
 
 
 def test_flatten():

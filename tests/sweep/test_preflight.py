@@ -139,7 +139,7 @@ def test_time_is_that_of_earlier_runs_of_the_nearest_size():
 def test_plan_adds_up_jobs_and_names_what_is_unknown(dataset, monkeypatch):
     older, edited = run(7850, 4, 10, 6), run(7850, 4, 10, 6)
     del older.metrics["compile_seconds"], edited.params["trainer.epochs"]  # says nothing about the time
-    linear, mlp = (("linear", "Adam", 128, "digits"), ("mlp", "Adam", 128, "digits"))
+    linear, mlp = (("linear", "adam", 128, "digits"), ("mlp", "adam", 128, "digits"))
     found = {linear: [older, edited, run(7850, 4, 10, 6)], mlp: [older]}
     monkeypatch.setattr(preflight, "similar_runs", lambda store, *kind: found.get(kind, []))
     jobs = [(check(composed("data=digits", *job.split())), dataset, 7850) for job in ("model=linear", "model=mlp")]
