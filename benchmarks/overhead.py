@@ -118,7 +118,7 @@ def memory(folder: Path, settings: dict[str, Any]) -> None:
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, **settings) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if " epochs in " in line:
+            if line.endswith(" s\n"):  # a run that ended
                 resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
                 ends.append(time.perf_counter())
     tail = resident[10:]
@@ -139,7 +139,7 @@ def a_job(settings: dict[str, Any]) -> None:
             now = time.perf_counter()
             if line.endswith(": 500 runs\n"):
                 print(f"500 jobs are checked {now - began:.1f} s after the start, TensorFlow's import included")
-            elif "skipped: finished before" in line:
+            elif line.endswith("  reused\n"):
                 jobs.append(1000 * (now - before))
             before = now
     first, last = (statistics.median(part) for part in (jobs[:50], jobs[-50:]))

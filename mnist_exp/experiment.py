@@ -242,6 +242,7 @@ def _score(
         "compile_seconds": fitted.compile_seconds,
         "best_epoch": float(fitted.best_epoch),
         **scored.metrics,
+        **evaluation.best_scores(fitted.history),
         **evaluation.milestones(fitted.history),
     }
     try:

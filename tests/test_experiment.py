@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mnist_exp import experiment, models, provenance
@@ -34,11 +35,13 @@ def test_all_scores_are_kept_when_one_of_a_users_own_fails():
 
     devices.fresh_session(0, "float32")
     made = prepare(check(composed("data=digits")), small(50), "cpu")
-    history = {"val_accuracy": [0.5, 0.98], "epoch_seconds": [1.0, 2.0]}
+    history = {"val_accuracy": [0.5, 0.98, 0.98], "val_loss": [0.4, np.nan, 0.9], "epoch_seconds": [1.0, 2.0, 3.0]}
     fitted = SimpleNamespace(seconds=3.0, compile_seconds=1.0, best_epoch=2, history=history)
     model = models.linear((28, 28, 1), 10)
     _, whole, failure = experiment._score(made, model, fitted, {"x": lambda logits, labels: {"x": 0.25}})
     assert failure is None
+    assert (whole["best_val_accuracy"], whole["best_val_accuracy_epoch"]) == (0.98, 2)
+    assert (whole["best_val_loss"], whole["best_val_loss_epoch"]) == (0.4, 1)
     assert (whole["final_val_x"], whole["test_x"], whole["seconds_to_98"]) == (0.25, 0.25, 3.0)
     _, kept, failure = experiment._score(made, model, fitted, {"x": fails})
     assert isinstance(failure, ZeroDivisionError)

@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 from mnist_exp.provenance import is_here
 from mnist_exp.tracking import database, tables
 from mnist_exp.tracking.database import StoreError
+from mnist_exp.tracking.sections import in_section, plain
 from mnist_exp.tracking.store import Store, existing, experiments, reading, resolve_uri, store_errors
 from mnist_exp.tracking.tables import RunInfo, unclipped
 
@@ -30,7 +31,7 @@ def run_info(run: "Run") -> RunInfo:
         (info.start_time or 0) / 1000,
         None if info.end_time is None else info.end_time / 1000,
         dict(data.params),
-        {key: unclipped(value) for key, value in data.metrics.items()},
+        {plain(key): unclipped(value) for key, value in data.metrics.items()},
         {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
         info.experiment_id,
         info.artifact_uri or "",
@@ -216,7 +217,7 @@ def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
         with store_errors(uri):
             return tables.curve(uri, run_id, metric)
     with reading(uri) as client:
-        history = client.get_metric_history(run_id, metric)
+        history = [point for name in {metric, in_section(metric)} for point in client.get_metric_history(run_id, name)]
     return {point.step: point.value for point in sorted(history, key=lambda point: (point.step, point.timestamp))}
 
 

@@ -33,6 +33,7 @@ from mnist_exp.redact import redact
 from mnist_exp.tracking import database, metrics_file
 from mnist_exp.tracking.queries import run_info, search_runs
 from mnist_exp.tracking.resume import reopen, resumable, run_folder
+from mnist_exp.tracking.sections import in_section
 from mnist_exp.tracking.sender import Sender
 from mnist_exp.tracking.store import (
     Store,
@@ -113,7 +114,9 @@ class RunLog:
             if step in steps or len(metrics) + len(names) > 1000:
                 break
             milliseconds = int(row["time"] * 1000)  # with step and value it identifies a metric in the store
-            metrics += [Metric(name, row[name], milliseconds, step, model_id=model_id) for name in sorted(names)]
+            metrics += [
+                Metric(in_section(name), row[name], milliseconds, step, model_id=model_id) for name in sorted(names)
+            ]
             steps.add(step)
         if steps:
             self._client.log_batch(self.run_id, metrics=metrics)

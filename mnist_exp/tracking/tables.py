@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import NullPool, create_engine
 
 from mnist_exp.tracking import database
+from mnist_exp.tracking.sections import in_section, plain
 
 
 class RunInfo(NamedTuple):
@@ -55,7 +56,7 @@ def runs(uri: str, where: str, *values: Any) -> list[RunInfo]:
                 found[run].tags[sys.intern(key)] = texts.setdefault(text, text)
         query = f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {chosen}"
         for run, key, value, is_nan in cursor.execute(query, values):
-            found[run].metrics[sys.intern(key)] = math.nan if is_nan else unclipped(value)
+            found[run].metrics[sys.intern(plain(key))] = math.nan if is_nan else unclipped(value)
     return list(found.values())
 
 
@@ -69,8 +70,8 @@ def _run(
 def curve(uri: str, run_id: str, metric: str) -> dict[int, float]:
     """A metric of a run by epoch; the last value if an epoch has several."""
     with _reading(uri) as cursor:
-        query = "SELECT step, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY step, timestamp"
-        points = cursor.execute(query, (run_id, metric))
+        query = "SELECT step, value, is_nan FROM metrics WHERE run_uuid = ? AND key IN (?, ?) ORDER BY step, timestamp"
+        points = cursor.execute(query, (run_id, metric, in_section(metric)))
         return {step: math.nan if is_nan else unclipped(value) for step, value, is_nan in points}
 
 

@@ -75,3 +75,14 @@ def milestones(history: Mapping[str, list[float]]) -> dict[str, float]:
         for percent in MILESTONES
     }
     return {f"seconds_to_{percent}": seconds for percent, seconds in reached.items() if seconds is not None}
+
+
+def best_scores(history: Mapping[str, list[float]]) -> dict[str, float]:
+    """The best validation accuracy and loss of all epochs, and the first epoch, from 1, that had them."""
+    found = {}
+    for metric, best in (("val_accuracy", np.nanargmax), ("val_loss", np.nanargmin)):
+        values = history[metric]
+        if not np.isnan(values).all():
+            place = int(best(values))
+            found |= {f"best_{metric}": values[place], f"best_{metric}_epoch": float(place + 1)}
+    return found

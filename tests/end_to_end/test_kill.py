@@ -24,7 +24,6 @@ COMMAND = [
     *("callbacks=[early_stopping,reduce_on_plateau]", "callbacks.early_stopping.patience=20"),
     *("trainer.epochs=10", "trainer.batch_size=32"),
 ]
-TIMED = ("epoch_seconds", "images_per_second", "fit_seconds", "compile_seconds", "seconds_to_")
 NOW = {  # has it begun in this folder?
     "start-up": lambda folder: any(folder.glob("outputs")),
     "checkpoint": lambda folder: any(folder.glob("outputs/*/*/run-*/checkpoints/unfinished")),
@@ -45,7 +44,7 @@ def result(folder):
     with np.load(artifacts / "predictions.npz") as predictions:
         logits = predictions["logits"].tobytes()
     names = sorted(str(path.relative_to(artifacts)) for path in artifacts.rglob("*"))
-    values = [row if not row[0].startswith(TIMED) else row[:2] for row in rows]
+    values = [row if not row[0].startswith("time/") else row[:2] for row in rows]
     return values, models, [row.get("weights") for row in record], logits, names
 
 
