@@ -220,7 +220,8 @@ def _write(folder: Path, rows: Sequence[console.SummaryRow], note: str) -> None:
 def _markdown(rows: Sequence[console.SummaryRow], experiment_id: str) -> str:
     lines = ["| run | status | swept | val_accuracy | test_accuracy | seconds |", "|---|---|---|--:|--:|--:|"]
     for row in rows:
-        link = f"[{row.name}](#/experiments/{experiment_id}/runs/{row.run_id}?workflowType=machine_learning)"  # within MLflow's UI
+        page = f"#/experiments/{experiment_id}/runs/{row.run_id}?workflowType=machine_learning"  # within MLflow's UI
+        link = f"[{row.name}]({page})"
         cells = (link if row.run_id else row.name, row.status, row.swept, *console.figures(row))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
