@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 
 import mnist_exp
 from mnist_exp import RequestError, api, compare
-from mnist_exp.tracking.sections import in_section
+from mnist_exp.tracking.charts import in_section
 from mnist_exp.training import devices
 from tests.helpers import tracked_runs
 

@@ -46,8 +46,8 @@ EACH_EPOCH = {
     "val_loss",
     "val_accuracy",
     "learning_rate",
-    "time/epoch_seconds",
-    "time/images_per_second",
+    "system/epoch_seconds",
+    "system/images_per_second",
 }
 
 
@@ -147,7 +147,7 @@ def test_terminal_shows_a_line_a_run_and_the_table_best_first(sweep):
 def test_a_run_leaves_everything(sweep, name):
     run = sweep.runs[name]
     assert {path.name for path in sweep.artifacts(run).iterdir()} == ARTIFACTS
-    assert EACH_EPOCH | {"test_loss", "test_accuracy", "run/parameters"} <= run.data.metrics.keys()
+    assert EACH_EPOCH | {"test_loss", "test_accuracy", "system/parameters"} <= run.data.metrics.keys()
     for metric in EACH_EPOCH:
         assert [m.step for m in sweep.client.get_metric_history(run.info.run_id, metric)] == [1, 2]
     assert run.data.params["trainer.epochs"] == "2"
@@ -194,7 +194,7 @@ def test_the_sweep_has_a_run_of_its_own(sweep):
 
 def test_a_logged_config_trains_the_same_bits_alone(sweep, afterwards):
     last, again = sweep.runs["mlp-s1"], afterwards["again"].runs["mlp-s1"]
-    same = {name for name in last.data.metrics if not name.startswith("time/")}
+    same = {name for name in last.data.metrics if not name.startswith("system/")}
     assert {name: again.data.metrics[name] for name in same} == {name: last.data.metrics[name] for name in same}
     assert again.data.tags["identity"] == last.data.tags["identity"]
     digests = [
@@ -259,7 +259,7 @@ def test_a_run_begins_with_the_weights_of_another(sweep, afterwards):
 
 def test_an_own_folder_adds_options(afterwards):
     (run,) = afterwards["own"].runs.values()
-    assert run.data.metrics["run/parameters"] == (784 * 7 + 7) + (7 * 10 + 10)
+    assert run.data.metrics["system/parameters"] == (784 * 7 + 7) + (7 * 10 + 10)
 
 
 def test_a_wider_sweep_trains_only_what_is_new(sweep, afterwards):

@@ -147,7 +147,9 @@ def closest_option(group: str, given: frozenset[tuple[str, str]]) -> str | None:
 @functools.cache
 def _options(group: str) -> dict[str, dict[str, str]]:
     """The values of each option of a group, as text."""
-    nodes = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF_DIR / group).glob("*.yaml")}
+    nodes: dict[str, Any] = {
+        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF_DIR / group).glob("*.yaml")
+    }
     return {
         option: {str(key): _text(value) for key, value in flatten(node).items()}
         for option, node in nodes.items()

@@ -11,8 +11,8 @@ from urllib.request import url2pathname
 
 from mnist_exp.provenance import is_here
 from mnist_exp.tracking import database, tables
+from mnist_exp.tracking.charts import in_section, plain
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.sections import in_section, plain
 from mnist_exp.tracking.store import Store, existing, experiments, reading, resolve_uri, store_errors
 from mnist_exp.tracking.tables import RunInfo, unclipped
 

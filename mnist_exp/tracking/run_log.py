@@ -31,9 +31,9 @@ from mnist_exp.errors import RunError, first_line, interruption
 from mnist_exp.provenance import is_gone, process
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database, metrics_file
+from mnist_exp.tracking.charts import in_section
 from mnist_exp.tracking.queries import run_info, search_runs
 from mnist_exp.tracking.resume import reopen, resumable, run_folder
-from mnist_exp.tracking.sections import in_section
 from mnist_exp.tracking.sender import Sender
 from mnist_exp.tracking.store import (
     Store,

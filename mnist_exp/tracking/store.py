@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -66,8 +65,7 @@ class Store(NamedTuple):
 
     def ui_link(self, sweep: str) -> str:
         """Address of the charts of a sweep's runs; without `workflowType` the UI opens in a mode that hides them."""
-        runs = quote(sweep_filter(sweep), safe="'")
-        query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={runs}"
+        query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={sweep}"
         return f"{self._ui}/#/experiments/{self.experiment_id}/runs?{query}"
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from mlflow.entities import Metric, RunTag
 
 from mnist_exp.provenance import process
+from mnist_exp.tracking.charts import VIEW, sweep_view
 from mnist_exp.tracking.database import StoreError
 from mnist_exp.tracking.queries import RunInfo, search_runs
 from mnist_exp.tracking.run_log import context_tags
@@ -14,10 +15,11 @@ from mnist_exp.tracking.store import Store, membership_tag, sweep_filter, writin
 
 
 def open_sweep(store: Store, sweep: str, command: str, jobs: int) -> None:
-    """Start the sweep's own run."""
+    """Start the sweep's own run, and give the experiment the view that `Store.ui_link` opens."""
     tags = {"kind": "sweep", "sweep": sweep, "command": command, "jobs": str(jobs), "process": process()}
     with writing(store) as client:
         client.create_run(store.experiment_id, tags=context_tags(tags), run_name=f"sweep-{sweep}")
+        client.set_experiment_tag(store.experiment_id, f"{VIEW}{sweep}", sweep_view(sweep_filter(sweep)))
 
 
 def sweep_tags(sweep: str, number: int, color: str) -> dict[str, str]:

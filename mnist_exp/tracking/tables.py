@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import NullPool, create_engine
 
 from mnist_exp.tracking import database
-from mnist_exp.tracking.sections import in_section, plain
+from mnist_exp.tracking.charts import in_section, plain
 
 
 class RunInfo(NamedTuple):

@@ -79,7 +79,7 @@ def milestones(history: Mapping[str, list[float]]) -> dict[str, float]:
 
 def best_scores(history: Mapping[str, list[float]]) -> dict[str, float]:
     """The best validation accuracy and loss of all epochs, and the first epoch, from 1, that had them."""
-    found = {}
+    found: dict[str, float] = {}
     for metric, best in (("val_accuracy", np.nanargmax), ("val_loss", np.nanargmin)):
         values = history[metric]
         if not np.isnan(values).all():

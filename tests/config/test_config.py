@@ -432,7 +432,8 @@ def test_changes_of_the_code_that_git_cannot_tell_are_not_denied():
 @pytest.mark.parametrize(("group", "option"), [pair for pair in ALL_OPTIONS if pair[1] != "none"])
 def test_params_are_in_the_words_of_the_command_line_and_lose_nothing(group, option):
     needed = {"data=file": ["data.path=x"], "callbacks=lr_range": ["schedule=lr_range"]}
-    config = check(composed(choice := f"{group}={option}", *needed.get(choice, [])))
+    choice = f"{group}={option}"
+    config = check(composed(choice, *needed.get(choice, [])))
     found = params(config)
     assert found[group] == option
     assert not [key for key in found if "_target_" in key]

@@ -1,5 +1,10 @@
 """Private names of MLflow that `mnist_exp.tracking` uses, and what breaks when they change."""
 
+import base64
+import json
+import zlib
+from pathlib import Path
+
 import mlflow
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry, get_artifact_repository
 from mlflow.store.db.utils import _get_latest_schema_revision
@@ -7,7 +12,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
 from mnist_exp import tracking
-from mnist_exp.tracking import client, database, store
+from mnist_exp.tracking import charts, client, database, store
 
 
 def test_the_registry_uses_our_artifact_folder(tmp_path):
@@ -34,3 +39,14 @@ def test_a_store_has_the_engine_that_the_client_writes_with(tmp_path, with_store
     assert mlflow.MlflowClient(opened.uri)._tracking_client.store is found
     found.engine.dispose()
     assert found.engine.pool.checkedout() == 0
+
+
+def test_the_ui_knows_the_names_in_the_view_of_a_sweep():
+    """Else the address that a sweep prints opens MLflow's own order of charts, or an error."""
+    program = b"".join(
+        path.read_bytes() for path in Path(mlflow.__file__).parent.glob("server/js/build/static/js/*.js")
+    )
+    names = {"viewStateShareKey", "compareRunsMode", "deflate;", charts.VIEW}
+    state = json.loads(zlib.decompress(base64.b64decode(charts.sweep_view("").removeprefix("deflate;"))))
+    names |= state.keys() | state["compareRunCharts"][0].keys() | state["compareRunSections"][0].keys()
+    assert not {name for name in names if name.encode() not in program}

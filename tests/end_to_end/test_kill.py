@@ -44,7 +44,7 @@ def result(folder):
     with np.load(artifacts / "predictions.npz") as predictions:
         logits = predictions["logits"].tobytes()
     names = sorted(str(path.relative_to(artifacts)) for path in artifacts.rglob("*"))
-    values = [row if not row[0].startswith("time/") else row[:2] for row in rows]
+    values = [row if not row[0].startswith("system/") else row[:2] for row in rows]
     return values, models, [row.get("weights") for row in record], logits, names
 
 
