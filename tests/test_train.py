@@ -325,6 +325,17 @@ def test_the_logged_model_predicts_from_raw_pixels(sweep):
         np.testing.assert_allclose(loaded.predict(images, verbose=0), predictions["logits"], rtol=1e-4, atol=1e-5)
 
 
+def test_the_metrics_of_a_model_belong_to_a_data_set(sweep, afterwards):
+    """So that MLflow's tab Models ranks them per data set, also those of a later evaluation."""
+    run = sweep.runs["mlp-s1"]
+    (model,) = (m for m in afterwards["evaluated"].models if m.source_run_id == run.info.run_id)
+    digest = run.data.tags["data.fingerprint"][:36]
+    assert {(m.dataset_name, m.dataset_digest) for m in model.metrics} == {("digits", digest)}
+    found = {(m.run_id, m.key): m.value for m in model.metrics}
+    assert found[run.info.run_id, "test_accuracy"] == run.data.metrics["test_accuracy"]
+    assert len({run_id for run_id, _ in found}) > 1
+
+
 def test_an_evaluation_on_a_runs_own_data_gives_its_test_scores_exactly(sweep, afterwards):
     scored = {"test_loss", "test_accuracy", "test_calibration_error"}
     run = sweep.runs["mlp-s1"]

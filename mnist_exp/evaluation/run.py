@@ -228,8 +228,8 @@ def _record(
     params = {"evaluates": " ".join(ids), "shifts": str(shift)}
     with tracking.tracked_run(store, name, params, tags, output) as log:
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, {"test": dataset.test.images.shape}, "testing")
-        log.uses_models_of(ids)
         log.metrics(0, found)
+        log.uses_models_of(ids)
         _write(log.folder, dataset, logits)
     return found, log.run_id
 

@@ -72,6 +72,7 @@ class RunLog:
         self._unsent: deque[tuple[int, str | None]] = deque()  # step, id of the model that has the metrics too
         self._tags: deque[Mapping[str, str]] = deque()
         self._files: set[Path] = set()
+        self._dataset: Dataset | None = None
         self._sender = Sender()
 
     @property
@@ -114,14 +115,20 @@ class RunLog:
             if step in steps or len(metrics) + len(names) > 1000:
                 break
             milliseconds = int(row["time"] * 1000)  # with step and value it identifies a metric in the store
-            metrics += [
-                Metric(in_section(name), row[name], milliseconds, step, model_id=model_id) for name in sorted(names)
-            ]
+            link = {} if model_id is None else self._link(model_id)
+            metrics += [Metric(in_section(name), row[name], milliseconds, step, **link) for name in sorted(names)]
             steps.add(step)
         if steps:
             self._client.log_batch(self.run_id, metrics=metrics)
         for _ in steps:
             self._unsent.popleft()
+
+    def _link(self, model_id: str) -> dict[str, str]:
+        """What makes a metric one of a model on a data set, by which MLflow's tab Models ranks."""
+        link = {"model_id": model_id, "run_id": self.run_id}
+        if self._dataset is not None:
+            link |= {"dataset_name": self._dataset.name, "dataset_digest": self._dataset.digest}
+        return link
 
     def dataset(
         self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]], use: str = "training"
@@ -137,6 +144,7 @@ class RunLog:
         """
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
+        self._dataset = data
         context = InputTag("mlflow.data.context", use)
 
         def log() -> None:
@@ -148,13 +156,16 @@ class RunLog:
         self._sender.submit(log)
 
     def uses_models_of(self, run_ids: Sequence[str]) -> None:
-        """Log the models of other runs as inputs of this one."""
+        """Log the models of other runs as inputs of this one. The metrics of step 0 become those of a single model."""
 
         def log() -> None:
             experiment = self._client.get_run(self.run_id).info.experiment_id
             for run_id in run_ids:
                 found = self._client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
                 self._client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id) for model in found])
+                if len(run_ids) == 1:
+                    self._unsent.extend((0, model.model_id) for model in found)
+                    self._send_rows()
 
         self._sender.submit(log)
 
@@ -247,6 +258,7 @@ class RunLog:
                     name="model",
                     flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
                     run_id=self.run_id,
+                    step=None,  # type: ignore[arg-type]  # with 0 it would copy the metrics without their data set
                     signature=signature,
                     input_example=example,
                     pip_requirements=requirements,
