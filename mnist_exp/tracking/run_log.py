@@ -258,7 +258,7 @@ class RunLog:
                     name="model",
                     flavor=SimpleNamespace(save_model=save_model, __name__="mlflow.keras"),
                     run_id=self.run_id,
-                    step=None,  # type: ignore[arg-type]  # with 0 it would copy the metrics without their data set
+                    step=None,  # with 0 it would copy the metrics without their data set
                     signature=signature,
                     input_example=example,
                     pip_requirements=requirements,
