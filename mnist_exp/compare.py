@@ -59,6 +59,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--metric", default="final_val_accuracy", help="the metric to rank and test by; default: %(default)s"
     )
     parser.add_argument("--by", metavar="SETTING", help="compare the values of a setting, such as optimizer")
+    parser.add_argument("--effects", action="store_true", help="say which settings mattered, also of a grid")
     parser.add_argument("--top", metavar="N", type=int, default=10, help="rows to show of each table; default: 10")
     parser.add_argument("--rows", metavar="SETTING", help="with --columns: one table of two settings, for a paper")
     parser.add_argument("--columns", metavar="SETTING", help="a setting, or data")
@@ -68,10 +69,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report with figures for a browser")
     options = parser.parse_args(arguments)
-    if (options.rows is None) != (options.columns is None):
-        parser.error("--rows and --columns must be given together")
-    if (options.rows is None and options.format == "latex") or (options.rows is not None and options.format == "json"):
-        parser.error("--format latex needs --rows and --columns, which do not go with --format json")
+    _check_form(parser, options)
     if options.top < 1:
         parser.error(f"--top must be a whole number, at least 1, got {options.top}")
     unlike = [text for text in options.tag if "=" not in text]
@@ -79,9 +77,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--tag must be of the form KEY=VALUE, got {unlike[0]!r}")
     if options.command and (options.command[0], len(options.command)) not in (("show", 2), ("diff", 3)):
         parser.error(f"the command must be `show RUN`, `diff RUN RUN` or none, got {' '.join(options.command)!r}")
+    return options
+
+
+def _check_form(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses options that no form of the output reads."""
+    if (options.rows is None) != (options.columns is None):
+        parser.error("--rows and --columns must be given together")
+    if (options.rows is None and options.format == "latex") or (options.rows is not None and options.format == "json"):
+        parser.error("--format latex needs --rows and --columns, which do not go with --format json")
+    alone = [f"--{name.replace('_', '-')}" for name in ("by", "effects", "all_pairs", "html") if getattr(options, name)]
+    if options.rows is not None and alone:
+        parser.error(f"--rows and --columns make one table; {alone[0]} belongs to a comparison without them")
+    if options.effects and options.format == "csv":
+        parser.error("--effects needs --format text, markdown or json; csv lists the rows only")
     if options.command and options.format not in ("text", "markdown"):
         parser.error(f"--format of {options.command[0]} must be text or markdown, got {options.format}")
-    return options
 
 
 def _inspect(options: argparse.Namespace) -> str:
@@ -109,7 +120,9 @@ def _compare(options: argparse.Namespace) -> str:
     board = leaderboard.board(tracking.search_runs(store), choice, options.metric, matching)
     if options.rows is not None:
         return pivot.render(pivot.pivot(board, options.rows, options.columns), options.format)
-    compared = report.examine(board, options.by, options.top, predictions.of_rows(store.uri))
+    compared = report.examine(
+        board, options.by, options.top, predictions.of_rows(store.uri), every_setting=options.effects
+    )
     if options.html is not None:
         _write_html(store.uri, f"{store.experiment}: {board.chosen}", options, board, compared)
     if options.format == "csv":

@@ -126,13 +126,16 @@ def test_a_terminal_of_80_columns_has_no_wrapped_row(said, monkeypatch):
 
 
 def test_json_has_every_number(said, filled):
-    found = json.loads(said("--format", "json", "--by", "learning_rate")[1])
+    found = json.loads(said("--format", "json", "--by", "learning_rate", "--effects")[1])
     (table,) = found["tables"]
     first = table["rows"][0]
     assert first["final_val_accuracy_mean"] == pytest.approx((0.95 + 0.95105 + 0.9522) / 3)
     assert first["runs"] == [filled.ids[0.05, seed] for seed in SEEDS]
     assert first["settings"] == {"optimizer.learning_rate": "0.05"}
     (pair,) = table["pairs"]
+    (effect,) = table["effects"]
+    assert (effect["setting"], effect["best"]) == ("optimizer.learning_rate", "0.05")
+    assert (effect["p"], effect["difference"]) == pytest.approx((pair["p"], pair["difference"]))
     (along,) = table["along"]["pairs"]
     assert (pair["test"], pair["n"], pair["difference"]) == ("paired t", 3, pytest.approx(0.0400667, rel=1e-5))
     assert (along["first"], along["second"], along["p"]) == ("0.05", "0.01", pair["p"])
@@ -166,6 +169,9 @@ def test_runs_are_chosen_by_filter_id_and_tag(said, filled):
         (["--uri", "sqlite:///none.db"], "there is no file "),
         (["--by", "seed"], "--by must name one setting that varies, got 'seed'; these vary: optimizer.learning_rate"),
         (["--metric", "test_accuracy"], "--metric must not be a test metric"),
+        (["--rows", "x", "--columns", "y", "--effects"], "make one table; --effects belongs to a comparison without"),
+        (["--rows", "x", "--columns", "y", "--html", "f"], "make one table; --html belongs to a comparison without"),
+        (["--effects", "--format", "csv"], "--effects needs --format text, markdown or json"),
         (["--top", "0"], "--top must be a whole number, at least 1, got 0"),
         (["--tag", "x"], "--tag must be of the form KEY=VALUE, got 'x'"),
         (["show"], "the command must be `show RUN`, `diff RUN RUN` or none, got 'show'"),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mnist_exp.analysis.effects import Effect
 from mnist_exp.analysis.leaderboard import ABSENT, Board, LeaderboardRow, Table
 from mnist_exp.analysis.report import Compared
 from mnist_exp.analysis.verdicts import Verdict
@@ -70,6 +71,7 @@ def as_json(board: Board, compared: Sequence[Compared]) -> str:
             "rows": [_record(part.table, rank, row, board.metric) for rank, row in enumerate(part.table.rows, 1)],
             "pairs": [_pair(v) for v in part.verdicts],
             "along": {"axis": part.axis, "pairs": [_pair(v) for v in part.along]} if part.axis else None,
+            "effects": [_pair(effect) for effect in part.effects],
         }
         for part in compared
     ]
@@ -77,7 +79,7 @@ def as_json(board: Board, compared: Sequence[Compared]) -> str:
     return json.dumps(whole, indent=2) + "\n"
 
 
-def _pair(verdict: Verdict) -> dict[str, Any]:
+def _pair(verdict: Verdict | Effect) -> dict[str, Any]:
     return {key: _finite(value) if isinstance(value, float) else value for key, value in verdict._asdict().items()}
 
 

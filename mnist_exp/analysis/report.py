@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from mnist_exp.analysis import leaderboard, sizes, statistics, verdicts
+from mnist_exp.analysis import effects, leaderboard, sizes, statistics, verdicts
+from mnist_exp.analysis.effects import Effect
 from mnist_exp.analysis.leaderboard import ABSENT, Board, LeaderboardRow, Table, short_names
 from mnist_exp.analysis.verdicts import Verdict
 from mnist_exp.errors import RequestError
@@ -57,17 +58,22 @@ class Compared(NamedTuple):
     verdicts: list[Verdict]
     axis: str
     along: list[Verdict]
+    effects: list[Effect]
     pictures: list[Picture | Text]
 
 
-def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> list[Compared]:
+def examine(
+    board: Board, axis: str | None, top: int, right: verdicts.Right, *, every_setting: bool = False
+) -> list[Compared]:
     """Tests the pairs of rows of each table, and the values of `axis` in each table in which it varies.
+
+    With `every_setting` it tests the effect of each setting too.
 
     Only the verdicts of the first `top` rows are kept. The correction counts the pairs of all rows, because the first
     rows were selected by their scores.
 
     Raises:
-        RequestError: the axis varies in no table.
+        RequestError: the axis varies in no table, or no setting does.
     """
     found, refused = [], []
     for table in board.tables:
@@ -79,9 +85,12 @@ def examine(board: Board, axis: str | None, top: int, right: verdicts.Right) -> 
                 along = verdicts.along(table, key, board.metric)
             except RequestError as error:
                 refused.append(error)
-        found.append(Compared(table, pairs, key, along, []))
+        effect = effects.of_table(table, board.metric) if every_setting else []
+        found.append(Compared(table, pairs, key, along, effect, []))
     if refused and len(refused) == len(found):
         raise refused[0]
+    if every_setting and not any(part.effects for part in found):
+        raise RequestError("--effects needs runs that differ in a setting, not only in the seed")
     return found
 
 
@@ -122,6 +131,7 @@ def _table(part: Compared, metric: str, top: int, all_pairs: bool) -> Iterator[B
         yield Heading(f"Values of {part.axis}")
         yield from _verdicts(part.along, metric)
         yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in part.along)
+    yield from _effects(part.effects, metric)
     yield from _sizes(table, metric)
     times = _times(table, top)
     if times.rows:
@@ -210,12 +220,31 @@ def _verdicts(found: Sequence[Verdict], metric: str, *, with_first: bool = True)
         )
 
 
-def _outcome(v: Verdict) -> str:
+def _effects(found: Sequence[Effect], metric: str) -> Iterator[Block]:
+    if not found:
+        return
+    scale, _ = _unit(metric)
+    header = ["setting", "best", "worst", "difference" + (" (points)" if scale == 100 else ""), "share (%)"]
+    rows = []
+    for e in found:
+        figures = [_number(e.difference, scale), _number(e.share, 100), _p(e.p_holm), _outcome(e), f"{e.n} {e.sampled}"]
+        rows.append([e.setting, e.best, e.worst, *figures])
+    yield Heading("What mattered")
+    yield Grid([*header, "p (Holm)", "outcome", "n"], rows, 3)
+    yield Text(
+        "Each setting over the combinations of the other settings that all of its values have: the difference of the "
+        "means of the best and the worst value, the share of the variance of all scores, and the F test of equal means "
+        "over seeds. With one seed the test is over the combinations; it then says nothing about other seeds. p (Holm) "
+        "is corrected for all settings."
+    )
+
+
+def _outcome(v: Verdict | Effect) -> str:
     if math.isnan(v.p):
         return "not tested"
     if v.p_holm >= statistics.ALPHA:
         return "not shown"
-    return "models differ" if v.test == "McNemar" else "shown"
+    return "models differ" if isinstance(v, Verdict) and v.test == "McNemar" else "shown"
 
 
 def _of_leader(part: Compared) -> list[Verdict]:

@@ -142,6 +142,29 @@ def paired_p(x: np.ndarray, others: np.ndarray, overlap: float = 0.0) -> np.ndar
     return np.asarray(p)
 
 
+def blocks_p(scores: np.ndarray, overlap: float = 0.0) -> float:
+    """The p value of the F test that several values of a setting have equal means, with two the one of `difference`.
+
+    Fisher, The Design of Experiments, 1935: randomised blocks.
+
+    Args:
+        scores: a row for each seed, fold or combination of other settings, a column for each value, float64 (n, k).
+        overlap: of folds, as in `summarise`.
+
+    Returns:
+        p; NaN if there are fewer than two rows, or no chance variation.
+    """
+    n, k = scores.shape
+    if n < 2 or not np.isfinite(scores).all():
+        return math.nan
+    rest = scores - scores.mean(axis=0) - scores.mean(axis=1, keepdims=True) + scores.mean()
+    noise = float((rest**2).sum()) / (n - 1)
+    if noise <= k * (ROUNDING * np.abs(scores).max()) ** 2:
+        return math.nan
+    between = n * float(((scores.mean(axis=0) - scores.mean()) ** 2).sum())
+    return float(special.fdtrc(k - 1, (k - 1) * (n - 1), between / noise / (1 + n * overlap)))
+
+
 def _check_samples(a: Mapping[int, float], b: Mapping[int, float], overlap: float) -> None:
     if min(len(a), len(b)) < 2:
         units = "folds" if overlap else "seeds"
