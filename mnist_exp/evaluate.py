@@ -19,10 +19,18 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--shifts", type=int, default=0, metavar="N", help="average over shifts of up to N pixels; default: 0"
     )
+    parser.add_argument(
+        "--log-model", action="store_true", help="log the ensemble of several runs as one model that MLflow can serve"
+    )
     options = parser.parse_args(arguments)
+    if options.log_model and (len(options.runs) < 2 or options.shifts):
+        parser.error("--log-model needs several runs and no --shifts; each single run has its model already")
     if not 0 <= options.shifts <= run.MAX_SHIFT:
         parser.error(f"--shifts must be from 0 to {run.MAX_SHIFT} pixels, got {options.shifts}")
-    console.say("\n".join(run.evaluate(options.runs, options.tracking_uri, data=options.data, shift=options.shifts)))
+    uri, log_model = options.tracking_uri, options.log_model
+    console.say(
+        "\n".join(run.evaluate(options.runs, uri, data=options.data, shift=options.shifts, log_model=log_model))
+    )
     return 0
 
 

@@ -301,18 +301,9 @@ def _write_results(
     """Writes the predictions on the test set, the scores of each class, and the plots."""
     from mnist_exp.figures import run as plots
 
-    dataset, test_logits = experiment.dataset, scored.test_logits
-    title, validation = experiment.name, experiment.selection
-    labels, classes = dataset.test.labels, dataset.class_names
-    confusion = scores.confusion_matrix(labels, test_logits.argmax(axis=1), dataset.num_classes)
-    np.savez_compressed(folder / "predictions.npz", logits=test_logits, labels=labels)
-    # Not logged as metrics: MLflow would draw thirty charts of one bar each, between which the curves are lost.
-    figures = scores.per_class(confusion)
-    with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["class", "images", *figures, "name"])
-        for row in zip(range(dataset.num_classes), confusion.sum(axis=1), *figures.values(), classes, strict=True):
-            table.writerow([*(f"{value:g}" for value in row[:-1]), row[-1]])
+    dataset = experiment.dataset
+    title, validation, classes = experiment.name, experiment.selection, dataset.class_names
+    write_test_results(folder, dataset, scored.test_logits)
     shown = range(min(dataset.num_classes, 12))
     of_each = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:3] for c in shown])
     sample = Split(dataset.train.images[of_each], dataset.train.labels[of_each])
@@ -323,11 +314,33 @@ def _write_results(
         samples = plots.augmented(sample, augmentation.split(sample, 0), classes)
     for name, figure in (
         ("curves", plots.curves(fitted.history, title=title, validation=validation)),
-        ("confusion_matrix", plots.confusion_matrix(confusion, classes)),
-        ("mistakes", plots.mistakes(dataset.test.images, labels, test_logits, classes)),
         ("samples", samples),
     ):
         figure.savefig(folder / f"{name}.png")
+
+
+def write_test_results(folder: Path, dataset: Dataset, logits: np.ndarray) -> None:
+    """Writes the predictions on the test images, the scores of each class, the confusion matrix and the mistakes.
+
+    Args:
+        folder: for `predictions.npz`, `per_class.csv`, `confusion_matrix.png` and `mistakes.png`.
+        dataset: whose test images were predicted.
+        logits: float32 (n, classes).
+    """
+    from mnist_exp.figures import run as plots
+
+    labels, classes = dataset.test.labels, dataset.class_names
+    np.savez_compressed(folder / "predictions.npz", logits=logits, labels=labels)
+    confusion = scores.confusion_matrix(labels, logits.argmax(axis=1), dataset.num_classes)
+    # Not logged as metrics: MLflow would draw thirty charts of one bar each, between which the curves are lost.
+    figures = scores.per_class(confusion)
+    with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["class", "images", *figures, "name"])
+        for row in zip(range(dataset.num_classes), confusion.sum(axis=1), *figures.values(), classes, strict=True):
+            table.writerow([*(f"{value:g}" for value in row[:-1]), row[-1]])
+    plots.confusion_matrix(confusion, classes).savefig(folder / "confusion_matrix.png")
+    plots.mistakes(dataset.test.images, labels, logits, classes).savefig(folder / "mistakes.png")
 
 
 def _suggested(training: "Training") -> dict[str, float]:

@@ -113,7 +113,10 @@ def afterwards(sweep, tmp_path_factory, with_store):
     arguments["warm"] = ["experiment=smoke", *still, "name=warm", f"init_from={sweep.runs['mlp-s0'].info.run_id[:12]}"]
     folders |= {"evaluated": sweep.folder, "shifted": sweep.folder}
     ids = [run.info.run_id for run in sweep.runs.values()]
-    arguments |= {"evaluated": [*ids[:2], "mlp-s1"], "shifted": ["mlp-s1", "--data", "digits", "--shifts", "1"]}
+    arguments |= {
+        "evaluated": [*ids[:2], "mlp-s1", "--log-model"],
+        "shifted": ["mlp-s1", "--data", "digits", "--shifts", "1"],
+    }
     cases = {name: Case(arguments[name], str(folder)) for name, folder in folders.items()}
     cases["killed"] = cases["killed"]._replace(signals=(("epoch 3/", signal.SIGINT),))
     for name in ("reproduce", "archive", "from_archive"):
@@ -360,6 +363,11 @@ def test_several_runs_are_evaluated_as_an_ensemble_too(sweep, afterwards):
     evaluations = afterwards["evaluated"].of_kind("evaluation")
     (ensemble,) = (run for run in evaluations if run.info.run_name == f"ensemble of {size}")
     assert len(json.loads(ensemble.data.tags["evaluates"])) == size
+    (model,) = (m for m in afterwards["evaluated"].models if m.source_run_id == ensemble.info.run_id)
+    loaded = mlflow.keras.load_model(model.artifact_location)
+    with np.load(sweep.artifacts(ensemble) / "predictions.npz") as predictions:
+        logits = loaded.predict(data.digits().test.images, verbose=0)
+        np.testing.assert_allclose(logits, predictions["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_shifted_images_give_other_probabilities(sweep, afterwards):

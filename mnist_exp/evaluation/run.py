@@ -134,6 +134,17 @@ def _model(member: Member, image_shape: tuple[int, ...], classes: int, uri: str 
     return model
 
 
+def _average(chosen: Sequence[Member], dataset: Dataset, uri: str | None) -> Any:
+    """The ensemble as one Keras model."""
+    from mnist_exp import models
+
+    copies = [models.portable(_model(member, dataset.image_shape, dataset.num_classes, uri)) for member in chosen]
+    foreign = [member.run.name for member, copy in zip(chosen, copies, strict=True) if copy is None]
+    if foreign:
+        raise RequestError(f"--log-model needs models of Keras' own layers; {foreign[0]} has others")
+    return models.average(copies)
+
+
 def predict_images(run: str, uri: str | None, place: str) -> tuple[list[str], tuple[str, ...], np.ndarray]:
     """Predicts images without labels: a folder of image files, or an .npz file with one array.
 
@@ -161,7 +172,9 @@ def predict_images(run: str, uri: str | None, place: str) -> tuple[list[str], tu
     return names, classes, scores.softmax(logits)
 
 
-def evaluate(runs: Sequence[str], uri: str | None, *, data: str | None, shift: int) -> list[str]:
+def evaluate(
+    runs: Sequence[str], uri: str | None, *, data: str | None, shift: int, log_model: bool = False
+) -> list[str]:
     """Scores runs on the test images, records each as a run of kind `evaluation`; several also as an ensemble.
 
     Args:
@@ -169,6 +182,7 @@ def evaluate(runs: Sequence[str], uri: str | None, *, data: str | None, shift: i
         uri: the tracking store.
         data: another data set than the runs' own: an option of `data`, or a file.
         shift: as in `predict`.
+        log_model: whether the ensemble becomes a model that can be served.
 
     Returns:
         Lines for the terminal.
@@ -192,7 +206,8 @@ def evaluate(runs: Sequence[str], uri: str | None, *, data: str | None, shift: i
         lines.append(_line(member.run.name, found, dataset.name, run_id))
     if len(chosen) > 1:
         combined = ensemble.combine(every)
-        found, run_id = _record(chosen, dataset, combined, store, shift)
+        model = _average(chosen, dataset, uri) if log_model else None
+        found, run_id = _record(chosen, dataset, combined, store, shift, model)
         names = [f"{member.run.name} {member.run.run_id[:8]}" for member in chosen]
         lines += [_line(f"ensemble of {len(chosen)}", found, dataset.name, run_id), ""]
         lines += ensemble.report(names, every, dataset.test.labels)
@@ -205,10 +220,11 @@ def _line(name: str, found: dict[str, float], data: str, run_id: str) -> str:
 
 
 def _record(
-    chosen: Sequence[Member], dataset: Dataset, logits: np.ndarray, store: "Store", shift: int
+    chosen: Sequence[Member], dataset: Dataset, logits: np.ndarray, store: "Store", shift: int, model: Any = None
 ) -> tuple[dict[str, float], str]:
-    """Records the scores, predictions and plots; returns the scores and the id of the new run."""
+    """Records the scores, predictions and plots, and a new model; returns the scores and the id of the new run."""
     from mnist_exp import builders, tracking
+    from mnist_exp.experiment import write_test_results
     from mnist_exp.training.evaluation import test_metrics
 
     labels = dataset.test.labels
@@ -230,15 +246,7 @@ def _record(
         log.dataset(dataset.name, dataset.source, dataset.fingerprint, {"test": dataset.test.images.shape}, "testing")
         log.metrics(0, found)
         log.uses_models_of(ids)
-        _write(log.folder, dataset, logits)
+        write_test_results(log.folder, dataset, logits)
+        if model is not None:
+            log.model(model, model, dataset.test.images[:2], dataset.num_classes, provenance.requirements())
     return found, log.run_id
-
-
-def _write(folder: Path, dataset: Dataset, logits: np.ndarray) -> None:
-    from mnist_exp.figures import run as plots
-
-    labels, classes = dataset.test.labels, dataset.class_names
-    np.savez_compressed(folder / "predictions.npz", logits=logits, labels=labels)
-    confusion = scores.confusion_matrix(labels, logits.argmax(axis=1), dataset.num_classes)
-    plots.confusion_matrix(confusion, classes).savefig(folder / "confusion_matrix.png")
-    plots.mistakes(dataset.test.images, labels, logits, classes).savefig(folder / "mistakes.png")

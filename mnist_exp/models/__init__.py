@@ -8,13 +8,14 @@ from mnist_exp.models.convolutional import cnn, lenet5, resnet
 from mnist_exp.models.dense import linear, mlp, residual
 from mnist_exp.models.layers import CHEAP_RANDOM_LAYERS, Dropout, GaussianNoise, Shape
 from mnist_exp.models.patches import mixer, vit
-from mnist_exp.models.saved import portable, saved_weights
+from mnist_exp.models.saved import average, portable, saved_weights
 
 __all__ = [
     "CHEAP_RANDOM_LAYERS",
     "Dropout",
     "GaussianNoise",
     "Shape",
+    "average",
     "check",
     "cnn",
     "lenet5",

@@ -1,6 +1,7 @@
 """Models that leave a run and come back: a copy that loads without this package, and the weights of a SavedModel."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ def portable(model: keras.Model) -> keras.Model | None:
     copy = keras.saving.deserialize_keras_object(config)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def average(members: Sequence[keras.Model]) -> keras.Model:
+    """An ensemble as one model: its logits are the logarithm of the members' mean probabilities.
+
+    Args:
+        members: copies from `portable`, which are renamed. They have equal inputs, uint8 images, and return logits.
+    """
+    images = keras.Input(members[0].input_shape[1:], dtype="uint8", name="images")
+    probabilities = []
+    for number, member in enumerate(members):
+        member.name = f"member_{number}"  # two layers of a model must not have the same name
+        probabilities.append(keras.ops.softmax(keras.ops.cast(member(images), "float32")))
+    mean = keras.layers.Average(dtype="float32")(probabilities)
+    return keras.Model(images, keras.ops.log(keras.ops.maximum(mean, np.finfo(np.float32).tiny)), name="ensemble")
 
 
 def _as_keras(node: Any) -> Any:
