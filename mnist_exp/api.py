@@ -240,11 +240,14 @@ class Runs(Sequence[Run]):
             raise RequestError(f"no finished run has the metric {metric!r}; metrics: {', '.join(known) or 'none'}")
         return (max if higher_is_better(metric) else min)(fit, key=lambda run: run.metrics[metric])
 
-    def compare(self, by: str | None = None, *, metric: str = "final_val_accuracy", top: int = 10) -> "Comparison":
+    def compare(
+        self, by: str | None = None, *, effects: bool = False, metric: str = "final_val_accuracy", top: int = 10
+    ) -> "Comparison":
         """Compares the runs over their seeds, as `python -m mnist_exp.compare` does.
 
         Args:
             by: a setting whose values to compare, such as `optimizer`.
+            effects: whether to say which settings mattered.
             metric: ranks and tests the rows.
             top: rows to show of each table.
 
@@ -259,7 +262,7 @@ class Runs(Sequence[Run]):
         store = self[0].store
         records, choice = tracking.search_runs(store), leaderboard.Choice(everything=True)
         board = leaderboard.board(records, choice, metric, {run.id for run in self})
-        compared = report.examine(board, by, top, predictions.of_rows(store.uri))
+        compared = report.examine(board, by, top, predictions.of_rows(store.uri), every_setting=effects)
         return Comparison(tuple(report.blocks(board, compared, top)))
 
 

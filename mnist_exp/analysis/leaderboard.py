@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import statistics
-from mnist_exp.config import RENAMED_EXECUTIONS, STAND_INS, changes_result, current_params, flatten
+from mnist_exp.config import RENAMED_EXECUTIONS, STAND_INS, changes_result, closest_option, current_params, flatten
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
@@ -186,7 +186,7 @@ def settings(run: RunInfo) -> dict[str, str]:
     for key, value in logged.items():
         if _changes_result(key) and key not in left_out:
             group, _, name = key.partition(".")
-            found[group if name == "_target_" else key] = _short(group, value) if name == "_target_" else value
+            found[group if name == "_target_" else key] = _typed(logged, group) if name == "_target_" else value
     tags = {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
     found |= {key: RENAMED_EXECUTIONS.get(value, value) for key, value in tags.items()}
     if "identity.facts" in run.tags:
@@ -194,12 +194,10 @@ def settings(run: RunInfo) -> dict[str, str]:
     return found | {key: run.tags[key] for key in ("code.commit", "code.dirty") if key in run.tags}
 
 
-@functools.cache
-def _short(group: str, target: str) -> str:
-    """The last part of a `_target_` in the usual module of its group, else the whole `_target_`."""
-    module, _, name = target.rpartition(".")
-    usual = (f"mnist_exp.{group}", f"mnist_exp.{group}s", f"mnist_exp.{group}es", f"keras.{group}s")
-    return name if module in usual else target
+def _typed(logged: Mapping[str, str], group: str) -> str:
+    """The option that a user types for a group, such as `adam`; a target of the user's own as it is."""
+    values = {key.removeprefix(f"{group}."): text for key, text in logged.items() if key.startswith(f"{group}.")}
+    return closest_option(group, frozenset(values.items())) or values["_target_"]
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Builds the document of a comparison: headings, paragraphs, tables and pictures."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ GENERALISES = {
     "folds": "Folds are not independent, because their training images overlap. Tests and intervals are corrected for "
     "that after Nadeau and Bengio (2003). They generalise to other images of the same kind.",
 }
+UNSEEDED = ("none", "McNemar")  # outcomes that are not tests over seeds
 MAX_NAMES = 3  # that a sentence lists
 
 
@@ -129,7 +131,7 @@ def _table(part: Compared, metric: str, top: int, all_pairs: bool) -> Iterator[B
     yield from _pairs(part, metric, all_pairs)
     if part.axis:
         yield Heading(f"Values of {part.axis}")
-        yield from _verdicts(part.along, metric)
+        yield from _verdicts(part.along, metric, explained=any(v.test not in UNSEEDED for v in part.verdicts))
         yield from (Text(f"{v.first} vs {v.second}: {v.words}.") for v in part.along)
     yield from _effects(part.effects, metric)
     yield from _sizes(table, metric)
@@ -158,7 +160,8 @@ def _test_note(table: Table, on_test: bool) -> str:
 def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     scale, unit = _unit(metric)
     short = short_names(table.varying)
-    columns = table.varying if table.named else []  # otherwise the labels contain them
+    # Labels made of the settings contain them all, names those that their runs were named after.
+    columns = [key for key in table.varying if table.named and not _named_after(table.rows[:top], key)]
     header = ["#", "row", *(short[key] for key in columns)]
     header += [metric.removeprefix("final_") + unit, "95 % interval", table.sampled]
     header += [f"test{unit}", "std", "best", "worst"]
@@ -183,6 +186,12 @@ def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     return Grid(header, rows, 2 + len(columns))
 
 
+def _named_after(rows: Sequence[LeaderboardRow], key: str) -> bool:
+    """Whether the rows' names contain their values of a setting, as `mlp-adam` contains `adam`."""
+    values = [re.escape(row.settings.get(key, ABSENT)) for row in rows]
+    return all(re.search(rf"\b{value}\b", row.label) for value, row in zip(values, rows, strict=True))
+
+
 def _pairs(part: Compared, metric: str, all_pairs: bool) -> Iterator[Block]:
     """The pairs with the first row, or all pairs of the rows."""
     shown = part.verdicts if all_pairs else _of_leader(part)
@@ -193,11 +202,14 @@ def _pairs(part: Compared, metric: str, all_pairs: bool) -> Iterator[Block]:
     yield from _verdicts(shown, metric, with_first=all_pairs)
     if len(shown) < len(part.verdicts):
         yield Text(f"--all-pairs lists the other {_count(len(part.verdicts) - len(shown), 'pair')} of these rows.")
-    if any(v.test not in ("none", "McNemar") for v in shown):
+    if any(v.test not in UNSEEDED for v in shown):
         yield Text(GENERALISES[part.table.sampled])
 
 
-def _verdicts(found: Sequence[Verdict], metric: str, *, with_first: bool = True) -> Iterator[Block]:
+def _verdicts(
+    found: Sequence[Verdict], metric: str, *, with_first: bool = True, explained: bool = False
+) -> Iterator[Block]:
+    """The outcomes as a table; `explained`: the page has said what they mean."""
     scale, _ = _unit(metric)
     header = ["first"] * with_first + ["second" if with_first else "row"]
     header += ["difference" + (" (points)" if scale == 100 else ""), "95 % interval", "p (Holm)", "outcome"]
@@ -213,7 +225,7 @@ def _verdicts(found: Sequence[Verdict], metric: str, *, with_first: bool = True)
             "One seed has no interval. p is that of McNemar's test of two trained models on the test images, corrected "
             "for all pairs of rows. It says nothing about other seeds."
         )
-    if any(v.test not in ("none", "McNemar") for v in found):
+    if not explained and any(v.test not in UNSEEDED for v in found):
         yield Text(
             "A difference is shown if p (Holm), which is corrected for all pairs that were compared, is below 0.05. "
             "The interval is not corrected, so it can exclude 0 where the difference is not shown."
@@ -273,7 +285,7 @@ def _headline(part: Compared, metric: str) -> str:
         low, high = (second.low, second.high) if second.difference > 0 else (-second.high, -second.low)
         text += f" (95 % interval of the difference {verdicts.interval(metric, low, high)})"
     sentences = [text]
-    seeds = [v for v in against if v.test not in ("none", "McNemar")]
+    seeds = [v for v in against if v.test not in UNSEEDED]
     shown = [v for v in seeds if v.p_holm < statistics.ALPHA]
     if shown:
         sentences.append(f"Shown: it is better than {_names(shown, against, 'each')}")

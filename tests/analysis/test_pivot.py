@@ -28,7 +28,7 @@ def test_cells_have_the_interval_of_scipy_and_the_best_are_bold():
     found = pivot.pivot(board(), "model", "y")
     places = {(row[0], int(y)): (r, c) for r, row in enumerate(found.rows) for c, y in enumerate(found.header) if c}
     for (model, y), values in SCORES.items():
-        r, c = places[model, y]
+        r, c = places[f"mnist_exp.models.{model}", y]
         half = stats.t.ppf(0.975, 3) * stats.sem(values)
         assert found.rows[r][c] == f"{100 * sum(values) / 4:.2f} ± {100 * half:.2f}"
         assert found.bold[r][c] == ((model, y) != ("a_b", 2))  # with y=1 no difference is shown

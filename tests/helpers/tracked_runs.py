@@ -27,7 +27,7 @@ def run(number, seed=0, accuracy=0.9, *, status="FINISHED", deleted=False, tags=
 
 def grid():
     """Two optimizers, each with a learning rate of its own, times two widths. The second width lacks a seed."""
-    rates = {"Adam": 0.001, "SGD": 0.01}
+    rates = {"Adam": 0.001, "RMSprop": 0.01}
     return [
         run(
             1000 * w + 10 * s + len(name),
