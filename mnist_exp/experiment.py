@@ -6,6 +6,7 @@ search for a finished run need not wait.
 
 import csv
 import json
+import math
 import shlex
 import sys
 import tempfile
@@ -178,6 +179,7 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
     config, dataset, settings = experiment.config, experiment.dataset, experiment.config.trainer
     model = builders.build_model(config.model, dataset.image_shape, dataset.num_classes)
     steps = settings.epochs * -(-len(dataset.train.labels) // settings.batch_size)
+    _warn_of_few_steps(model, steps)
     on_gpu = experiment.factors["device"] != "cpu"
     callbacks = builders.build_callbacks(config, log.folder)
     unsaved = not_resumable(callbacks)
@@ -202,6 +204,23 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
         callbacks=callbacks,
         checkpoints=log.checkpoints if settings.checkpoint else None,
     )
+
+
+def _warn_of_few_steps(model: "keras.Model", steps: int) -> None:
+    """Warns if the moving averages of batch normalisation still hold more than 1 % of their initial values at the end.
+
+    The initial variance of 1 may be a hundred times that of a layer's inputs: one epoch of 215 steps gave 96 % training
+    accuracy and 11 % validation accuracy.
+    """
+    import keras
+
+    found = [layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    if (momentum := max(found, default=0.0)) ** steps > 0.01:
+        enough = math.ceil(math.log(0.01) / math.log(momentum))
+        console.warn(
+            f"trainer.epochs: batch normalisation needs about {enough} steps until its moving averages describe the "
+            f"images, and this run has {steps}: its validation and test scores may be far too low"
+        )
 
 
 def _describe(log: "RunLog", model: "keras.Model", execution: "Execution") -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mnist_exp import experiment, models, provenance
+from mnist_exp import builders, console, experiment, models, provenance
 from mnist_exp.config import check, identity
 from mnist_exp.experiment import prepare
 from mnist_exp.training import devices
@@ -47,3 +47,16 @@ def test_all_scores_are_kept_when_one_of_a_users_own_fails():
     assert isinstance(failure, ZeroDivisionError)
     assert kept.keys() == whole.keys() - {"final_val_x", "test_x"}
     assert kept["test_loss"] == pytest.approx(whole["test_loss"])
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(215, True), (458, True), (459, False)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_training_too_short_for_batch_normalisation_is_warned_of(steps, warned, batch_norm, capsys):
+    """Keras' moving averages have a momentum of 0.99, and 0.99 ** 459 is 1 %."""
+    console.warn.cache_clear()
+    config = check(composed("data=digits", f"model.batch_norm={batch_norm}")).model
+    experiment._warn_of_few_steps(builders.build_model(config, (28, 28, 1), 10), steps)
+    said = capsys.readouterr().err
+    assert (
+        f"needs about 459 steps until its moving averages describe the images, and this run has {steps}:" in said
+    ) == (warned and batch_norm)
