@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,6 +19,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "epoch_seconds")
 MAX_SPARKS = 60  # characters of a curve
 MAX_DIFF = 60  # lines
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # 40 to 64 digits, of which 12 are shown
 HIDDEN = ("overrides", "identity", "execution.why", "process", "sweep.")  # prefixes of tags that are not shown
 
 
@@ -45,7 +47,7 @@ def show(uri: str, run: RunInfo) -> Iterator[Block]:
     yield Heading(f"{run.name}: {state}, {when}")
     yield Text(f"run {run.run_id} in {uri}")
     tags = [f"{key}={value}" for key, value in sorted(run.tags.items()) if not key.startswith(HIDDEN)]
-    yield Text("tags: " + ", ".join(tags))
+    yield Text("tags: " + DIGEST.sub(r"\1", ", ".join(tags)))
     yield Text("changed from the defaults: " + (", ".join(unlike_defaults(current_params(run.params))) or "nothing"))
     curves = {name: tracking.curve(uri, run.run_id, name) for name in CURVES if name in run.metrics}
     rows = [

@@ -384,7 +384,8 @@ def test_presets_train_what_their_authors_wrote():
     assert (wide.trainer.batch_size, wide.trainer.epochs) == (32, 5)
     assert wide.optimizer["learning_rate"] == 0.001
     for preset in set(PRESETS) - {"smoke", "lr_range"}:
-        assert check(composed(f"experiment={preset}")).data["validation"] == "test"
+        validation = check(composed(f"experiment={preset}")).data["validation"]
+        assert (validation == "test") == (preset != "fashion_cnn")  # which is this project's own
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])
