@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from mnist_exp import tracking
 from tests.helpers import quick_hydra
 from tests.helpers.commands import end_processes, environment
 
@@ -41,6 +42,13 @@ def no_process_is_left() -> Iterator[None]:
     """Ends the processes that commands were run in."""
     yield
     end_processes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlflow_forgets_the_store() -> Iterator[None]:
+    """MLflow keeps the last store in an environment variable, where the tests of the next file would find it."""
+    with tracking.defaults_kept():
+        yield
 
 
 def make_store(folder: Path) -> None:

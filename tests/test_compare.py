@@ -114,7 +114,7 @@ def test_a_table_of_the_ranked_runs_and_a_count_of_the_others(said):
     assert table[0][1:4] == [EVIL, "0.05", "95.11"]
     assert table[1][1:4] == ["slow", "0.01", "91.10"]
     assert table[1][4:12] == ["90.85", "to", "91.36", "3", "90.10", "0.10", "91.20", "91.00"]
-    assert "evaluated the test images of mnist 7 times" in told  # six ranked runs and the deleted one
+    assert "test images of mnist were evaluated 7 times" in told  # six ranked runs and the deleted one
 
 
 def test_a_terminal_of_80_columns_has_no_wrapped_row(said, monkeypatch):

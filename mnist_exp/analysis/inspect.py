@@ -10,7 +10,7 @@ import numpy as np
 
 from mnist_exp import tracking
 from mnist_exp.analysis import predictions, statistics
-from mnist_exp.analysis.leaderboard import ABSENT, flatten_json, whole_data
+from mnist_exp.analysis.leaderboard import ABSENT, flatten_json, settings, whole_data
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
 from mnist_exp.config import changes_result, current_params, option_defaults
 from mnist_exp.tracking import RunInfo
@@ -19,6 +19,10 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "epoch_seconds")
 MAX_SPARKS = 60  # characters of a curve
 MAX_DIFF = 60  # lines
+MAIN = (
+    *("model", "optimizer", "optimizer.learning_rate", "schedule", "loss", "augment"),
+    *("trainer.batch_size", "trainer.epochs", "seed"),
+)
 DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # 40 to 64 digits, of which 12 are shown
 HIDDEN = ("overrides", "identity", "execution.why", "process", "sweep.")  # prefixes of tags that are not shown
 
@@ -46,8 +50,8 @@ def show(uri: str, run: RunInfo) -> Iterator[Block]:
     state = run.status.lower() + (", deleted" if run.deleted else "")
     yield Heading(f"{run.name}: {state}, {when}")
     yield Text(f"run {run.run_id} in {uri}")
-    tags = [f"{key}={value}" for key, value in sorted(run.tags.items()) if not key.startswith(HIDDEN)]
-    yield Text("tags: " + DIGEST.sub(r"\1", ", ".join(tags)))
+    chosen = {**settings(run), "seed": run.params.get("seed", "0")}
+    yield Text("settings: " + ", ".join(f"{key}={chosen[key]}" for key in MAIN if chosen.get(key, "None") != "None"))
     yield Text("changed from the defaults: " + (", ".join(unlike_defaults(current_params(run.params))) or "nothing"))
     curves = {name: tracking.curve(uri, run.run_id, name) for name in CURVES if name in run.metrics}
     rows = [
@@ -61,6 +65,8 @@ def show(uri: str, run: RunInfo) -> Iterator[Block]:
     if final:
         yield Grid(["metric", "value"], [[name, f"{run.metrics[name]:,.6g}"] for name in final], 1)
     yield Text("artifacts: " + (", ".join(tracking.artifact_names(uri, run.run_id)) or "none"))
+    tags = [f"{key}={value}" for key, value in sorted(run.tags.items()) if not key.startswith(HIDDEN)]
+    yield Text("tags: " + DIGEST.sub(r"\1", ", ".join(tags)))
     yield Text(f"train again: python -m mnist_exp.reproduce {run.run_id}")
 
 

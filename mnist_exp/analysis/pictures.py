@@ -72,7 +72,10 @@ def _curves(uri: str, rows: Mapping[str, LeaderboardRow], metric: str, noise: fl
         if all(len(seed) > 1 for seed in seeds):
             curves[label] = seeds
     if curves:
-        caption = "Learning curves: mean over the runs of a row, with a band of one standard deviation."
+        caption = (
+            "Learning curves: mean over the runs of a row, with a band of one standard deviation. The noise floor is "
+            "that over the seeds of all rows, around the best score."
+        )
         yield _picture(charts.learning_curves(curves, name, noise), caption)
 
 
@@ -144,7 +147,8 @@ def _costs(table: Table, metric: str, noise: float) -> Iterator[Picture]:
         on_front = [row for row in table.rows if any(row.label == point.label for point in front)]
         brief = dict(zip([row.label for row in on_front], _labels(table, on_front), strict=True))
         points = [point._replace(label=brief.get(point.label, point.label)) for point in points]
-        if len({point.x for point in points}) > 1:
+        costs_of = [point.x for point in points]
+        if max(costs_of, default=0.0) > 1.05 * min(costs_of, default=0.0):  # less is no difference in cost
             panels[name] = points
     if panels:
         caption = (

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import effects, leaderboard, sizes, statistics, verdicts
-from mnist_exp.analysis.effects import Effect
+from mnist_exp.analysis.effects import COMBINATIONS, Effect
 from mnist_exp.analysis.leaderboard import ABSENT, Board, LeaderboardRow, Table, short_names
 from mnist_exp.analysis.verdicts import Verdict
 from mnist_exp.errors import RequestError
@@ -151,10 +151,13 @@ def _table(part: Compared, metric: str, top: int, all_pairs: bool) -> Iterator[B
 
 
 def _test_note(table: Table, on_test: bool) -> str:
-    text = f"This experiment has evaluated the test images of {table.data} {table.test_evaluations:,} times"
+    text = f"The test images of {table.data} were evaluated {table.test_evaluations:,} times in this experiment"
     if on_test:
         return f"{text}. These runs did so after every epoch and selected on them: their scores are too optimistic."
-    return f"{text}. If you choose by test scores, you need new test images to evaluate the choice."
+    return (
+        f"{text}. Choose by validation scores: if you choose by test scores, you need new test images to evaluate the "
+        "choice."
+    )
 
 
 def _leaderboard(table: Table, metric: str, top: int) -> Grid:
@@ -228,7 +231,9 @@ def _verdicts(
     if not explained and any(v.test not in UNSEEDED for v in found):
         yield Text(
             "A difference is shown if p (Holm), which is corrected for all pairs that were compared, is below 0.05. "
-            "The interval is not corrected, so it can exclude 0 where the difference is not shown."
+            "The interval is not corrected, so it can exclude 0 where the difference is not shown. A larger difference "
+            "can be less certain than a smaller one if the rows' seeds differ more. p is not corrected, and g is the "
+            "size of the effect in standard deviations (Hedges)."
         )
 
 
@@ -244,11 +249,13 @@ def _effects(found: Sequence[Effect], metric: str) -> Iterator[Block]:
     yield Heading("What mattered")
     yield Grid([*header, "p (Holm)", "outcome", "n"], rows, 3)
     yield Text(
-        "Each setting over the combinations of the other settings that all of its values have: the difference of the "
-        "means of the best and the worst value, the share of the variance of all scores, and the F test of equal means "
-        "over seeds. With one seed the test is over the combinations; it then says nothing about other seeds. p (Holm) "
-        "is corrected for all settings."
+        "The means of a setting's values are taken over the combinations of the other settings that all of its values "
+        "have. The difference is that of the best and the worst value. The share is the part of the variance of all "
+        "scores that the setting explains; the rest is due to the seeds and to interplay between settings. p (Holm) is "
+        "that of an F test of equal means, corrected for all settings."
     )
+    if any(e.sampled == COMBINATIONS for e in found):
+        yield Text("With one seed the test is over the combinations, so it says nothing about other seeds.")
 
 
 def _outcome(v: Verdict | Effect) -> str:
@@ -256,7 +263,7 @@ def _outcome(v: Verdict | Effect) -> str:
         return "not tested"
     if v.p_holm >= statistics.ALPHA:
         return "not shown"
-    return "models differ" if isinstance(v, Verdict) and v.test == "McNemar" else "shown"
+    return "these models differ" if isinstance(v, Verdict) and v.test == "McNemar" else "shown"
 
 
 def _of_leader(part: Compared) -> list[Verdict]:
@@ -304,7 +311,8 @@ def _power(v: Verdict, metric: str) -> str:
     if math.isnan(v.detectable):
         return ""
     needed = v.words.partition("; ")[2].partition(")")[0]
-    now = f"With {v.n} seeds a difference of {verdicts.points(metric, v.detectable)} is found with a power of 80 %"
+    least = verdicts.points(metric, v.detectable)
+    now = f"With {v.n} seeds in each row the test finds a true difference of {least} in 80 % of cases"
     return f"{now}; {needed}" if needed else now
 
 
@@ -314,7 +322,8 @@ def _untested(rest: Sequence[Verdict], against: Sequence[Verdict], units: str) -
     single = [v for v in rest if v.test == "McNemar"]
     if single:
         differ = [v for v in single if v.p_holm < statistics.ALPHA]
-        sentences.append(f"Not tested over seeds: {_names(single, against)}, because each has one seed")
+        which = _names(single, against)
+        sentences.append(f"Not shown: that it is better than {which}, because one seed may be luck")
         here = f"differ from {_names(differ, against)}" if differ else "do not differ from any of them"
         sentences.append(f"On the test images, the answers of this one trained model {here} (McNemar's test)")
     for reason in dict.fromkeys(v.words for v in rest if v.test == "none"):
@@ -322,7 +331,7 @@ def _untested(rest: Sequence[Verdict], against: Sequence[Verdict], units: str) -
         sentences.append(f"Not tested: {_names(alike, against)}, because {reason.removeprefix('not tested: ')}")
     if units == "seeds" and rest and rest[0].n < 2:
         sentences.append(
-            "How many seeds would settle the order is unknown until rows have two: sweep 'seed=range(5)' as well"
+            "For a test over seeds, add 'seed=range(5)' to the command of the sweep; it trains only what is new"
         )
     return sentences
 

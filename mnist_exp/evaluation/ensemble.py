@@ -64,7 +64,7 @@ def report(names: Sequence[str], logits: Sequence[np.ndarray], labels: np.ndarra
         rest = [each for other, each in enumerate(logits) if other != number]
         change = scores.cross_entropy(combine(rest) if len(rest) > 1 else rest[0], labels)
         helped.append((change - scores.cross_entropy(whole, labels), name))
-    lines += ["", *textwrap.wrap(verdict, WIDTH), "", "without  the loss rises by"]
+    lines += ["", *textwrap.wrap(verdict, WIDTH), "", "change of the loss without"]
     return lines + [
         f"{change:+.4f}  {name}{'' if change > 0 else ': does not help'}"[:WIDTH] for change, name in helped
     ]

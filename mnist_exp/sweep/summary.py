@@ -32,6 +32,7 @@ class Sweep(NamedTuple):
     searched: frozenset[str] = frozenset()  # keys whose values a search chooses; `jobs` does not have them
 
 
+ONE_SEED = "Compare the runs (more seeds, 'seed=range(5)', tell differences from noise):"
 _open: list[Sweep] = []  # those of this process: Hydra does not call a callback after Ctrl-C
 
 
@@ -122,7 +123,8 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
         if counts["failed"] or counts["not_run"]:
             console.say(f"\nTrain what is missing, by the same command:\n  {console.this_command()}")
         if best is not None:
-            print_next_steps(sweep.store, best.run_id, sweep.id)
+            one_seed = len({job.config.seed for job in sweep.jobs}) == 1
+            print_next_steps(sweep.store, best.run_id, sweep.id, one_seed=one_seed)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), rows, note)
         if extra is not None and extra.is_dir():
@@ -131,8 +133,8 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
     return all(row.status in console.DONE for row in rows)
 
 
-def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
-    """Prints commands that go on from a run, or from a sweep and its best run."""
+def print_next_steps(store: Any, run_id: str, sweep: str | None = None, *, one_seed: bool = False) -> None:
+    """Prints commands that go on from a run, or from a sweep, which may have one seed only, and its best run."""
     from mnist_exp import tracking
 
     lines, which, where = [], "this run", store.arguments
@@ -140,7 +142,7 @@ def print_next_steps(store: Any, run_id: str, sweep: str | None = None) -> None:
         experiment = [] if store.experiment == tracking.default_experiment() else ["--experiment", store.experiment]
         compare = console.command("mnist_exp.compare", "--sweep", sweep, *experiment, *where)
         lines, which = (
-            ["See whether the differences are more than noise:", f"  {compare}"],
+            [ONE_SEED if one_seed else "See whether the differences are more than noise:", f"  {compare}"],
             "the run with the best val_accuracy",
         )
     short = run_id[: console.ID_LETTERS]
