@@ -263,7 +263,7 @@ def _outcome(v: Verdict | Effect) -> str:
         return "not tested"
     if v.p_holm >= statistics.ALPHA:
         return "not shown"
-    return "these models differ" if isinstance(v, Verdict) and v.test == "McNemar" else "shown"
+    return "models differ" if isinstance(v, Verdict) and v.test == "McNemar" else "shown"
 
 
 def _of_leader(part: Compared) -> list[Verdict]:
@@ -324,7 +324,7 @@ def _untested(rest: Sequence[Verdict], against: Sequence[Verdict], units: str) -
         differ = [v for v in single if v.p_holm < statistics.ALPHA]
         which = _names(single, against)
         sentences.append(f"Not shown: that it is better than {which}, because one seed may be luck")
-        here = f"differ from {_names(differ, against)}" if differ else "do not differ from any of them"
+        here = f"differ from those of {_names(differ, against, 'each')}" if differ else "do not differ from any of them"
         sentences.append(f"On the test images, the answers of this one trained model {here} (McNemar's test)")
     for reason in dict.fromkeys(v.words for v in rest if v.test == "none"):
         alike = [v for v in rest if v.words == reason]
