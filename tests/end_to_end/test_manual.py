@@ -35,6 +35,7 @@ NOT_RUN = {  # how a command begins, and why no test runs it
     "python -m mnist_exp.train resume=RUN": "needs a killed run: tests/end_to_end/test_kill.py",
     "python -m tests.end_to_end.test_kill": "minutes; tests/end_to_end/test_kill.py kills fewer runs",
     "python -m mnist_exp.train sweep=data_size": "needs the 55,000 training images of MNIST; tests/sweep/test_jobs.py",
+    "python -m mnist_exp.train -m data=fashion_mnist": "needs Fashion-MNIST, which no package holds",
     "python -m benchmarks.": "minutes on an idle machine",
 }
 LONG = {  # checked, not trained
@@ -44,6 +45,7 @@ LONG = {  # checked, not trained
     "python -m mnist_exp.train sweep=augmentation_study": "sweep.preflight=only",
     "python -m mnist_exp.train sweep=regularisation_study": "sweep.preflight=only",
     "python -m mnist_exp.train -m experiment=workshop_mlp 'seed=range(5)'": "sweep.preflight=only",
+    "python -m mnist_exp.train -m experiment=fashion_cnn 'seed=range(5)'": "sweep.preflight=only",
 }
 OWN_COMMANDS = ("mlflow ", "python -m mnist_exp --help")
 OWN_PROCESS = ("trainer.devices=", "hydra/launcher=", "--config-name")  # the first two: before TensorFlow starts
