@@ -32,7 +32,7 @@ class Sweep(NamedTuple):
     searched: frozenset[str] = frozenset()  # keys whose values a search chooses; `jobs` does not have them
 
 
-ONE_SEED = "Compare the runs (more seeds, 'seed=range(5)', tell differences from noise):"
+ONE_SEED = "Compare the runs (add 'seed=range(5)' to tell differences from noise):"
 _open: list[Sweep] = []  # those of this process: Hydra does not call a callback after Ctrl-C
 
 
@@ -123,7 +123,7 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
         if counts["failed"] or counts["not_run"]:
             console.say(f"\nTrain what is missing, by the same command:\n  {console.this_command()}")
         if best is not None:
-            one_seed = len({job.config.seed for job in sweep.jobs}) == 1
+            one_seed = len({(job.config.seed, job.config.data.get("fold")) for job in sweep.jobs}) == 1
             print_next_steps(sweep.store, best.run_id, sweep.id, one_seed=one_seed)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), rows, note)
@@ -134,7 +134,14 @@ def _summarize(sweep: Sweep, status: str, extra: Path | None) -> bool:
 
 
 def print_next_steps(store: Any, run_id: str, sweep: str | None = None, *, one_seed: bool = False) -> None:
-    """Prints commands that go on from a run, or from a sweep, which may have one seed only, and its best run."""
+    """Prints the commands that a user may want next.
+
+    Args:
+        store: of the run.
+        run_id: of a run, or of the best run of a sweep.
+        sweep: its name; None after a single run.
+        one_seed: whether all runs of the sweep have the same seed and fold, so that noise cannot be estimated.
+    """
     from mnist_exp import tracking
 
     lines, which, where = [], "this run", store.arguments

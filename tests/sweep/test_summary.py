@@ -142,3 +142,16 @@ def test_next_steps_are_commands_that_find_the_run(elsewhere, tmp_path, capsys, 
     charts = f"/#/experiments/7/runs/{'98f5427a' * 4}/model-metrics?workflowType=machine_learning"
     assert lines[-1] == f"  then open http://127.0.0.1:5000{charts}"
     assert "compare --sweep" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("second", "advised"), [({"seed": 0}, True), ({"seed": 1}, False), ({"seed": 0, "data": {"fold": 1}}, False)]
+)
+def test_more_seeds_are_advised_where_nothing_shows_the_noise(second, advised, under_way, tmp_path, capsys):
+    opened, _ = under_way
+    first = {"name": "x", "seed": 0, "data": {"fold": 0} if "data" in second else {}, "sweep": SweepConfig()}
+    jobs_of = [jobs.Job(SimpleNamespace(**{**first, **given}), "") for given in ({}, second)]
+    joined(opened, "a", 0)
+    joined(opened, "b", 1)
+    assert summary._summarize(opened._replace(jobs=jobs_of), "FINISHED", None)
+    assert (summary.ONE_SEED in capsys.readouterr().out) == advised
