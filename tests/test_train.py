@@ -329,7 +329,7 @@ def test_the_logged_model_predicts_from_raw_pixels(sweep):
 
 
 def test_the_metrics_of_a_model_belong_to_a_data_set(sweep, afterwards):
-    """So that MLflow's tab Models ranks them per data set, also those of a later evaluation."""
+    """MLflow's tab Models compares models on each data set by these metrics. A later evaluation adds its own."""
     run = sweep.runs["mlp-s1"]
     (model,) = (m for m in afterwards["evaluated"].models if m.source_run_id == run.info.run_id)
     digest = run.data.tags["data.fingerprint"][:36]
