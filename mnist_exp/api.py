@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mnist_exp import job, provenance
-from mnist_exp.config import Config, closest_option, current_params
+from mnist_exp.config import Config, by_group, closest_option, current_params
 from mnist_exp.config.untrusted import read_config
 from mnist_exp.errors import EXIT_INVALID, RequestError, RunError
 from mnist_exp.scores import higher_is_better
@@ -71,10 +71,10 @@ class Run:
         """The config's values by their keys, such as `optimizer.learning_rate`, and each group's option by its name."""
         logged = current_params(self.stored.params)
         found = {key: _value(text) for key, text in logged.items() if not key.endswith("._target_")}
+        nodes = by_group(logged)
         for group in ("model", "loss", "optimizer", "schedule", "data"):
-            start = f"{group}."
-            node = frozenset((key.removeprefix(start), text) for key, text in logged.items() if key.startswith(start))
-            found[group] = closest_option(group, node) or logged.get(f"{group}._target_", "").rpartition(".")[2]
+            option = closest_option(group, frozenset(nodes[group].items()))
+            found[group] = option or nodes[group].get("_target_", "").rpartition(".")[2]
         return found
 
     @cached_property

@@ -207,10 +207,11 @@ def _build(experiment: Experiment, log: "RunLog", replicas: int) -> tuple["keras
 
 
 def _warn_of_few_steps(model: "keras.Model", steps: int) -> None:
-    """Warns if the moving averages of batch normalisation still hold more than 1 % of their initial values at the end.
+    """Warns if the training is too short for batch normalisation.
 
-    The initial variance of 1 may be a hundred times that of a layer's inputs: one epoch of 215 steps gave 96 % training
-    accuracy and 11 % validation accuracy.
+    Its moving averages start at fixed values and forget them step by step. At most 1 % of these values may be left at
+    the end. The variance starts at 1, which may be a hundred times the variance of a layer's inputs: one epoch of 215
+    steps gave 96 % training accuracy and 11 % validation accuracy.
     """
     import keras
 
@@ -331,11 +332,8 @@ def _write_results(
         samples = plots.samples(*sample, classes)
     else:
         samples = plots.augmented(sample, augmentation.split(sample, 0), classes)
-    for name, figure in (
-        ("curves", plots.curves(fitted.history, title=title, validation=validation)),
-        ("samples", samples),
-    ):
-        figure.savefig(folder / f"{name}.png")
+    plots.curves(fitted.history, title=title, validation=validation).savefig(folder / "curves.png")
+    samples.savefig(folder / "samples.png")
 
 
 def write_test_results(folder: Path, dataset: Dataset, logits: np.ndarray) -> None:

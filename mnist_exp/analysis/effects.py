@@ -1,4 +1,4 @@
-"""Which settings mattered: for each one the means of its values, its share of the variance, and a test."""
+"""Which settings mattered: the mean scores of each setting's values, its share of the variance, and a test."""
 
 import math
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ COMBINATIONS = "combinations"  # what is sampled if each combination of settings
 
 
 class Effect(NamedTuple):
-    """The effect of a setting, over the combinations of the other settings that all of its values have.
+    """How much a setting changes the scores.
 
-    `difference` is that of the best and the worst value's means, in the metric's own unit. `share` of the variance of
-    all scores is eta squared, from 0 to 1; the rest belongs to other settings, their interplay and the seeds. NaN: not
-    computed.
+    It is computed from the combinations of the other settings that occur with every value of this setting. `difference`
+    is the mean score of the best value minus that of the worst, without its sign and in the metric's own unit. `share`
+    is the part of the variance of all scores that the setting explains (eta squared, 0 to 1). NaN: not computed.
     """
 
     setting: str
@@ -33,16 +33,15 @@ class Effect(NamedTuple):
 
 
 def of_table(table: Table, metric: str) -> list[Effect]:
-    """The effects of all settings that vary, the largest share first, those that cannot be computed last."""
+    """The effects of all settings that vary: the largest share first, those without a share last."""
     found = [_effect(table, key, metric) for key in _keys(table)]
-    tested = [effect for effect in found if not math.isnan(effect.p)]
-    adjusted = dict(zip((e.setting for e in tested), statistics.holm([e.p for e in tested]), strict=True))
-    found = [effect._replace(p_holm=adjusted.get(effect.setting, math.nan)) for effect in found]
-    return sorted(found, key=lambda effect: math.inf if math.isnan(effect.share) else -effect.share)
+    adjusted = iter(statistics.holm([effect.p for effect in found if not math.isnan(effect.p)]))
+    corrected = [e if math.isnan(e.p) else e._replace(p_holm=next(adjusted)) for e in found]
+    return sorted(corrected, key=lambda effect: math.inf if math.isnan(effect.share) else -effect.share)
 
 
 def _keys(table: Table) -> Iterator[str]:
-    """The settings that vary, without those that another one determines."""
+    """The settings that vary. If one setting determines another, only the first is returned."""
     determined: set[str] = set()
     free = {key: set(leaderboard.independent(table, key)) for key in table.varying}
     for key in sorted(table.varying, key=lambda key: (len(free[key]), key)):
@@ -55,11 +54,9 @@ def _effect(table: Table, key: str, metric: str) -> Effect:
     cells = leaderboard.along(table, key, metric)
     values = list(cells)
     shared = [cell for cell in cells[values[0]] if all(cell in found for found in cells.values())]
-    seeds = (
-        sorted(set.intersection(*(set(cells[value][cell]) for value in values for cell in shared))) if shared else []
-    )
     if not shared:
         return Effect(key, leaderboard.ABSENT, leaderboard.ABSENT, math.nan, math.nan, 0, COMBINATIONS)
+    seeds = sorted(set.intersection(*(leaderboard.complete_seeds(side, shared) for side in cells.values())))
     if seeds:
         scores = np.array([[[cells[v][cell][seed] for cell in shared] for seed in seeds] for v in values])
     else:  # each row has seeds of its own

@@ -69,9 +69,9 @@ def as_json(board: Board, compared: Sequence[Compared]) -> str:
             "test_looks": part.table.test_evaluations,
             "shared": part.table.shared,
             "rows": [_record(part.table, rank, row, board.metric) for rank, row in enumerate(part.table.rows, 1)],
-            "pairs": [_pair(v) for v in part.verdicts],
-            "along": {"axis": part.axis, "pairs": [_pair(v) for v in part.along]} if part.axis else None,
-            "effects": [_pair(effect) for effect in part.effects],
+            "pairs": [_fields(v) for v in part.verdicts],
+            "along": {"axis": part.axis, "pairs": [_fields(v) for v in part.along]} if part.axis else None,
+            "effects": [_fields(effect) for effect in part.effects],
         }
         for part in compared
     ]
@@ -79,7 +79,7 @@ def as_json(board: Board, compared: Sequence[Compared]) -> str:
     return json.dumps(whole, indent=2) + "\n"
 
 
-def _pair(verdict: Verdict | Effect) -> dict[str, Any]:
+def _fields(verdict: Verdict | Effect) -> dict[str, Any]:
     return {key: _finite(value) if isinstance(value, float) else value for key, value in verdict._asdict().items()}
 
 

@@ -12,7 +12,7 @@ from mnist_exp import tracking
 from mnist_exp.analysis import predictions, statistics
 from mnist_exp.analysis.leaderboard import ABSENT, flatten_json, settings, whole_data
 from mnist_exp.analysis.report import Block, Grid, Heading, Text
-from mnist_exp.config import changes_result, current_params, option_defaults
+from mnist_exp.config import by_group, changes_result, current_params, option_defaults
 from mnist_exp.tracking import RunInfo
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -78,8 +78,9 @@ def unlike_defaults(params: Mapping[str, str]) -> list[str]:
         key.removesuffix("._target_") for key, text in params.items() if key.endswith("._target_") and text != "None"
     }
     groups |= {"trainer"}
+    nodes = by_group(params)
     for group in sorted(groups):
-        given = {key.partition(".")[2]: text for key, text in params.items() if key.startswith(f"{group}.")}
+        given = nodes[group]
         option, defaults = option_defaults(group, given)
         if option is not None:
             found.append(f"{group}={option}")

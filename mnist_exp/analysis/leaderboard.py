@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mnist_exp.analysis import statistics
-from mnist_exp.config import RENAMED_EXECUTIONS, STAND_INS, changes_result, closest_option, current_params, flatten
+from mnist_exp.config import (
+    RENAMED_EXECUTIONS,
+    STAND_INS,
+    by_group,
+    changes_result,
+    closest_option,
+    current_params,
+    flatten,
+)
 from mnist_exp.errors import RequestError
 from mnist_exp.scores import bounds, higher_is_better
 from mnist_exp.tracking import RunInfo
@@ -182,22 +190,20 @@ def _unfit(run: RunInfo, metric: str) -> str | None:
 def settings(run: RunInfo) -> dict[str, str]:
     """All config values and environment factors that can change a run's result, except its seed, fold and data."""
     found, logged = {}, current_params(run.params)
+    nodes = by_group(logged)
     left_out = {"seed"} | ({"data.fold"} if logged["data.folds"] != "None" else set())
     for key, value in logged.items():
         if _changes_result(key) and key not in left_out:
             group, _, name = key.partition(".")
-            found[group if name == "_target_" else key] = _typed(logged, group) if name == "_target_" else value
+            if name == "_target_":  # the option that a user types; a target of the user's own stays as it is
+                found[group] = closest_option(group, frozenset(nodes[group].items())) or value
+            else:
+                found[key] = value
     tags = {key: run.tags[key] for key in SETTING_TAGS if key in run.tags}
     found |= {key: RENAMED_EXECUTIONS.get(value, value) for key, value in tags.items()}
     if "identity.facts" in run.tags:
         return found | _software(run.tags["identity.facts"])
     return found | {key: run.tags[key] for key in ("code.commit", "code.dirty") if key in run.tags}
-
-
-def _typed(logged: Mapping[str, str], group: str) -> str:
-    """The option that a user types for a group, such as `adam`; a target of the user's own as it is."""
-    values = {key.removeprefix(f"{group}."): text for key, text in logged.items() if key.startswith(f"{group}.")}
-    return closest_option(group, frozenset(values.items())) or values["_target_"]
 
 
 @functools.cache
@@ -360,7 +366,12 @@ def common(
     cells = [cell for cell in a if cell in b]
 
     def means(side: Mapping[tuple[str, ...], Mapping[int, float]]) -> dict[int, float]:
-        seeds = set.intersection(*(set(side[cell]) for cell in cells)) if cells else set()
-        return {seed: sum(side[cell][seed] for cell in cells) / len(cells) for seed in sorted(seeds)}
+        seeds = sorted(complete_seeds(side, cells))
+        return {seed: sum(side[cell][seed] for cell in cells) / len(cells) for seed in seeds}
 
     return means(a), means(b), len(cells)
+
+
+def complete_seeds(side: Mapping[tuple[str, ...], Mapping[int, float]], cells: Sequence[tuple[str, ...]]) -> set[int]:
+    """The seeds that were run with all of these settings."""
+    return set.intersection(*(set(side[cell]) for cell in cells)) if cells else set()

@@ -163,7 +163,7 @@ def _test_note(table: Table, on_test: bool) -> str:
 def _leaderboard(table: Table, metric: str, top: int) -> Grid:
     scale, unit = _unit(metric)
     short = short_names(table.varying)
-    # Labels made of the settings contain them all, names those that their runs were named after.
+    # A label that is made of the settings shows all of them. A run's name shows those that it was named after.
     columns = [key for key in table.varying if table.named and not _named_after(table.rows[:top], key)]
     header = ["#", "row", *(short[key] for key in columns)]
     header += [metric.removeprefix("final_") + unit, "95 % interval", table.sampled]
@@ -212,14 +212,15 @@ def _pairs(part: Compared, metric: str, all_pairs: bool) -> Iterator[Block]:
 def _verdicts(
     found: Sequence[Verdict], metric: str, *, with_first: bool = True, explained: bool = False
 ) -> Iterator[Block]:
-    """The outcomes as a table; `explained`: the page has said what they mean."""
+    """The outcomes as a table, and what they mean, unless an earlier table has `explained` it."""
     scale, _ = _unit(metric)
     header = ["first"] * with_first + ["second" if with_first else "row"]
     header += ["difference" + (" (points)" if scale == 100 else ""), "95 % interval", "p (Holm)", "outcome"]
     header += ["test", "n", "p", "g"]
     rows = []
     for v in found:
-        figures = [_number(v.difference, scale, signed=True), _span(v.low, v.high, scale), _p(v.p_holm), _outcome(v)]
+        outcome = _outcome(v, "models differ" if v.test == "McNemar" else "shown")
+        figures = [_number(v.difference, scale, signed=True), _span(v.low, v.high, scale), _p(v.p_holm), outcome]
         effect = f"{v.effect:.1f}" if math.isfinite(v.effect) else ABSENT
         rows.append([*[v.first] * with_first, v.second, *figures, v.test, str(v.n), _p(v.p), effect])
     yield Grid(header, rows, 1 + with_first)
@@ -258,12 +259,10 @@ def _effects(found: Sequence[Effect], metric: str) -> Iterator[Block]:
         yield Text("With one seed the test is over the combinations, so it says nothing about other seeds.")
 
 
-def _outcome(v: Verdict | Effect) -> str:
+def _outcome(v: Verdict | Effect, shown: str = "shown") -> str:
     if math.isnan(v.p):
         return "not tested"
-    if v.p_holm >= statistics.ALPHA:
-        return "not shown"
-    return "models differ" if isinstance(v, Verdict) and v.test == "McNemar" else "shown"
+    return shown if v.p_holm < statistics.ALPHA else "not shown"
 
 
 def _of_leader(part: Compared) -> list[Verdict]:

@@ -143,9 +143,10 @@ def paired_p(x: np.ndarray, others: np.ndarray, overlap: float = 0.0) -> np.ndar
 
 
 def blocks_p(scores: np.ndarray, overlap: float = 0.0) -> float:
-    """The p value of the F test that several values of a setting have equal means, with two the one of `difference`.
+    """The p value of an F test: do several values of a setting have equal mean scores?
 
-    Fisher, The Design of Experiments, 1935: randomised blocks.
+    It is the analysis of variance of randomised blocks (R. A. Fisher, The Design of Experiments, 1935). With two values
+    it is the paired test of `difference`.
 
     Args:
         scores: a row for each seed, fold or combination of other settings, a column for each value, float64 (n, k).

@@ -3,6 +3,7 @@
 from mnist_exp.config.hydra_errors import explain
 from mnist_exp.config.identity import (
     STAND_INS,
+    by_group,
     changes_result,
     closest_option,
     current_params,
@@ -61,6 +62,7 @@ __all__ = [
     "TrainerConfig",
     "TrialConfig",
     "build",
+    "by_group",
     "changes_result",
     "check",
     "check_batch",

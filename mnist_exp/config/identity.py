@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -130,6 +131,16 @@ def option_defaults(group: str, given: Mapping[str, str]) -> tuple[str | None, d
     chosen = OmegaConf.load(CONF_DIR / "train.yaml").defaults
     default = next(entry[group] for entry in chosen if isinstance(entry, DictConfig) and group in entry)
     return None if option == default else option, _options(group)[option]
+
+
+def by_group(params: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The params of each config group, without the group in their names: `optimizer.beta_1` becomes `beta_1`."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, text in params.items():
+        group, dot, name = key.partition(".")
+        if dot:
+            found[group][name] = text
+    return found
 
 
 @functools.cache

@@ -86,23 +86,16 @@ def load_data(member: Member, named: str | None) -> Dataset:
     return load_recorded(config)
 
 
-def predict(member: Member, images: np.ndarray, classes: int, uri: str | None, shift: int = 0) -> np.ndarray:
+def predict(model: Any, images: np.ndarray, shift: int = 0) -> np.ndarray:
     """float32 (n, classes): logits of uint8 images (n, height, width, channels), computed as the run computed them.
 
     Args:
-        member: the run.
+        model: of Keras, from `load_model`.
         images: to predict.
-        classes: width of the logits.
-        uri: the tracking store.
         shift: if above 0, the mean probabilities over all shifts of up to so many pixels, as their logarithm.
-
-    Raises:
-        RequestError: the model does not fit the images or the classes.
     """
-    import_tensorflow()
     from mnist_exp.training import evaluation
 
-    model = _model(member, images.shape[1:], classes, uri)
     if not shift:
         return evaluation.predict(model, Split(images, np.zeros(len(images), np.int64)))
     height, width = images.shape[1:3]
@@ -112,8 +105,13 @@ def predict(member: Member, images: np.ndarray, classes: int, uri: str | None, s
     return ensemble.combine([evaluation.predict(model, Split(part, np.zeros(len(part), int))) for part in shifted])
 
 
-def _model(member: Member, image_shape: tuple[int, ...], classes: int, uri: str | None) -> Any:
-    """The run's model, with the threads, devices and precision of the run, so that it computes the same bits."""
+def load_model(member: Member, image_shape: tuple[int, ...], classes: int, uri: str | None) -> Any:
+    """The run's model, with the threads, devices and precision of the run, so that it computes the same bits.
+
+    Raises:
+        RequestError: the model does not fit the images or the classes.
+    """
+    import_tensorflow()
     from mnist_exp import builders, models, tracking
     from mnist_exp.training import devices
 
@@ -134,15 +132,14 @@ def _model(member: Member, image_shape: tuple[int, ...], classes: int, uri: str 
     return model
 
 
-def _average(chosen: Sequence[Member], dataset: Dataset, uri: str | None) -> Any:
-    """The ensemble as one Keras model."""
+def _portable(member: Member, model: Any) -> Any:
+    """A copy of a member's model that Keras loads without this package."""
     from mnist_exp import models
 
-    copies = [models.portable(_model(member, dataset.image_shape, dataset.num_classes, uri)) for member in chosen]
-    foreign = [member.run.name for member, copy in zip(chosen, copies, strict=True) if copy is None]
-    if foreign:
-        raise RequestError(f"--log-model needs models of Keras' own layers; {foreign[0]} has others")
-    return models.average(copies)
+    copy = models.portable(model)
+    if copy is None:
+        raise RequestError(f"--log-model needs models of Keras' own layers; {member.run.name} has others")
+    return copy
 
 
 def predict_images(run: str, uri: str | None, place: str) -> tuple[list[str], tuple[str, ...], np.ndarray]:
@@ -168,7 +165,7 @@ def predict_images(run: str, uri: str | None, place: str) -> tuple[list[str], tu
         raise RequestError(f"run {member.run.run_id} has no artifact per_class.csv, which names the classes")
     rows = csv.DictReader(table.decode().splitlines())
     classes = tuple(row.get("name") or row["class"] for row in rows)
-    logits = predict(member, images, len(classes), uri)
+    logits = predict(load_model(member, images.shape[1:], len(classes), uri), images)
     return names, classes, scores.softmax(logits)
 
 
@@ -195,19 +192,22 @@ def evaluate(
     foreign = [m for m in chosen[1:] if data is None and m.run.tags.get("data.fingerprint") != dataset.fingerprint]
     if foreign:
         raise RequestError(f"run {foreign[0].run.run_id} has other data than {chosen[0].run.run_id}; --data names one")
-    from mnist_exp import tracking
+    import_tensorflow()
+    from mnist_exp import models, tracking
 
-    every, lines = [], []
+    every, copies, lines = [], [], []
     for member in chosen:
         store = tracking.open_store(uri, member.config.tracking.experiment)
-        logits = predict(member, dataset.test.images, dataset.num_classes, uri, shift)
+        model = load_model(member, dataset.image_shape, dataset.num_classes, uri)
+        copies += [_portable(member, model)] if log_model else []
+        logits = predict(model, dataset.test.images, shift)
         found, run_id = _record([member], dataset, logits, store, shift)
         every.append(logits)
         lines.append(_line(member.run.name, found, dataset.name, run_id))
     if len(chosen) > 1:
         combined = ensemble.combine(every)
-        model = _average(chosen, dataset, uri) if log_model else None
-        found, run_id = _record(chosen, dataset, combined, store, shift, model)
+        whole = models.average(copies) if log_model else None
+        found, run_id = _record(chosen, dataset, combined, store, shift, whole)
         names = [f"{member.run.name} {member.run.run_id[:8]}" for member in chosen]
         lines += [_line(f"ensemble of {len(chosen)}", found, dataset.name, run_id), ""]
         lines += ensemble.report(names, every, dataset.test.labels)
@@ -220,7 +220,12 @@ def _line(name: str, found: dict[str, float], data: str, run_id: str) -> str:
 
 
 def _record(
-    chosen: Sequence[Member], dataset: Dataset, logits: np.ndarray, store: "Store", shift: int, model: Any = None
+    chosen: Sequence[Member],
+    dataset: Dataset,
+    logits: np.ndarray,
+    store: "Store",
+    shift: int,
+    model: Any = None,
 ) -> tuple[dict[str, float], str]:
     """Records the scores, predictions and plots, and a new model; returns the scores and the id of the new run."""
     from mnist_exp import builders, tracking

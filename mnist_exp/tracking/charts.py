@@ -1,7 +1,7 @@
-"""What MLflow's UI shows first: which metrics have charts of their own, and in which order a sweep's charts stand.
+"""The order of the charts in MLflow's UI.
 
-The UI sorts charts by name. It groups metrics by the part of their names before a slash, and puts the section
-`system/` last and on a page of its own.
+The UI sorts charts by name and groups metrics by the part of their names before a slash. It shows the section `system/`
+last, and on a run it has a page of its own. So times and facts about a run are there.
 """
 
 import base64
@@ -26,7 +26,7 @@ def in_section(metric: str) -> str:
 
 
 def plain(name: str) -> str:
-    """The metric that has a name in MLflow. Earlier versions had no sections."""
+    """The plain name of a metric, given its name in MLflow, which in runs of earlier versions is the plain one too."""
     metric = name.removeprefix("system/")
     return metric if in_section(metric) == name else name
 
@@ -36,8 +36,10 @@ def sweep_view(runs: str) -> str:
 
     `tests/contracts` checks the names in it against the UI's own program.
     """
-    line = {"runsCountToCompare": 100, "xAxisKey": "step", "yAxisKey": "metric", "scaleType": "linear", "range": {}}
-    line["lineSmoothness"] = 0  # else the UI draws other values than those logged
+    line = {
+        **{"runsCountToCompare": 100, "xAxisKey": "step", "yAxisKey": "metric", "scaleType": "linear", "range": {}},
+        "lineSmoothness": 0,  # else the UI draws other values than those logged
+    }
     charts, sections = [], []
     for title, kind, metrics in SECTIONS:
         sections.append({"uuid": title, "name": title, "display": True, "isReordered": True, "columns": 2})

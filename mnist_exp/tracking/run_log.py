@@ -72,7 +72,7 @@ class RunLog:
         self._unsent: deque[tuple[int, str | None]] = deque()  # step, id of the model that has the metrics too
         self._tags: deque[Mapping[str, str]] = deque()
         self._files: set[Path] = set()
-        self._dataset: Dataset | None = None
+        self._data_names: dict[str, str] = {}  # of the data set that the metrics of a model belong to
         self._sender = Sender()
 
     @property
@@ -115,20 +115,13 @@ class RunLog:
             if step in steps or len(metrics) + len(names) > 1000:
                 break
             milliseconds = int(row["time"] * 1000)  # with step and value it identifies a metric in the store
-            link = {} if model_id is None else self._link(model_id)
+            link = {} if model_id is None else {"model_id": model_id, **self._data_names}
             metrics += [Metric(in_section(name), row[name], milliseconds, step, **link) for name in sorted(names)]
             steps.add(step)
         if steps:
             self._client.log_batch(self.run_id, metrics=metrics)
         for _ in steps:
             self._unsent.popleft()
-
-    def _link(self, model_id: str) -> dict[str, str]:
-        """What makes a metric one of a model on a data set, by which MLflow's tab Models ranks."""
-        link = {"model_id": model_id, "run_id": self.run_id}
-        if self._dataset is not None:
-            link |= {"dataset_name": self._dataset.name, "dataset_digest": self._dataset.digest}
-        return link
 
     def dataset(
         self, name: str, source: str, fingerprint: str, shapes: Mapping[str, tuple[int, ...]], use: str = "training"
@@ -144,7 +137,7 @@ class RunLog:
         """
         shape = json.dumps({part: list(shape) for part, shape in shapes.items()})
         data = Dataset(name, fingerprint[:36], "local", json.dumps({"uri": source}), profile=shape)
-        self._dataset = data
+        self._data_names = {"dataset_name": data.name, "dataset_digest": data.digest}
         context = InputTag("mlflow.data.context", use)
 
         def log() -> None:
@@ -156,7 +149,10 @@ class RunLog:
         self._sender.submit(log)
 
     def uses_models_of(self, run_ids: Sequence[str]) -> None:
-        """Log the models of other runs as inputs of this one. The metrics of step 0 become those of a single model."""
+        """Log the models of other runs as inputs of this one.
+
+        If it is one run, its model also gets the metrics of step 0, which must have been recorded before.
+        """
 
         def log() -> None:
             experiment = self._client.get_run(self.run_id).info.experiment_id

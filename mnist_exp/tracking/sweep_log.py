@@ -15,7 +15,7 @@ from mnist_exp.tracking.store import Store, membership_tag, sweep_filter, writin
 
 
 def open_sweep(store: Store, sweep: str, command: str, jobs: int) -> None:
-    """Start the sweep's own run, and give the experiment the view that `Store.ui_link` opens."""
+    """Start the sweep's own run, and store the view of the UI that `Store.ui_link` opens."""
     tags = {"kind": "sweep", "sweep": sweep, "command": command, "jobs": str(jobs), "process": process()}
     with writing(store) as client:
         client.create_run(store.experiment_id, tags=context_tags(tags), run_name=f"sweep-{sweep}")
