@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from mnist_exp.provenance import is_here
-from mnist_exp.tracking import database, tables
+from mnist_exp.tracking import database, tables, tags
 from mnist_exp.tracking.charts import in_section, plain
 from mnist_exp.tracking.database import StoreError
 from mnist_exp.tracking.store import Store, existing, experiments, reading, resolve_uri, store_errors
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 def run_info(run: "Run") -> RunInfo:
     """Convert MLflow's type."""
     info, data = run.info, run.data
+    found: dict[str, str] = {}
+    for name, text in data.tags.items():
+        tags.read_into(found, name, text)
     return RunInfo(
         info.run_id,
         info.run_name or "",
@@ -32,7 +35,7 @@ def run_info(run: "Run") -> RunInfo:
         None if info.end_time is None else info.end_time / 1000,
         dict(data.params),
         {plain(key): unclipped(value) for key, value in data.metrics.items()},
-        {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
+        found,
         info.experiment_id,
         info.artifact_uri or "",
     )
@@ -87,9 +90,9 @@ def _named(uri: str, wanted: str) -> list[RunInfo]:
     return []
 
 
-def is_own(uri: str | None, tags: Mapping[str, str]) -> bool:
+def is_own(uri: str | None, run_tags: Mapping[str, str]) -> bool:
     """Whether this machine recorded the run with these tags in a store that is a file, so that its code is trusted."""
-    return database.file_of(resolve_uri(uri)) is not None and is_here(tags.get("process", ""))
+    return database.file_of(resolve_uri(uri)) is not None and is_here(run_tags.get("process", ""))
 
 
 def find_finished(uri: str | None, wanted: str) -> str:
@@ -106,8 +109,18 @@ def find_finished(uri: str | None, wanted: str) -> str:
 
 def finished_runs(store: Store, config_digest: str) -> list[RunInfo]:
     """Finished runs whose configs agree in everything that can change a result, newest first."""
-    query = f"tags.`identity.config` = '{config_digest}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
-    return search_runs(store, query, deleted=False)
+    return tagged_runs(store, "identity.config", config_digest, "attributes.status = 'FINISHED'")
+
+
+def tagged_runs(store: Store, tag: str, text: str, query: str) -> list[RunInfo]:
+    """The runs that have this tag, also as an earlier version named it, and match the query, newest first."""
+    names = {tags.stored(tag), tag}
+    found = [
+        run
+        for name in names
+        for run in search_runs(store, f"tags.`{name}` = '{text}' and tags.kind = 'run' and {query}", deleted=False)
+    ]
+    return sorted(found, key=lambda run: run.start_time, reverse=True)
 
 
 def similar_runs(store: Store, model: str, optimizer: str, batch_size: int, data: str) -> list[RunInfo]:

@@ -11,8 +11,9 @@ from mlflow.entities import RunTag
 from mnist_exp.errors import RequestError
 from mnist_exp.tracking import database, metrics_file
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.queries import RunInfo, run_info, search_runs
+from mnist_exp.tracking.queries import RunInfo, run_info, tagged_runs
 from mnist_exp.tracking.store import Store
+from mnist_exp.tracking.tags import in_store
 
 
 def resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo | None, BaseFileLock | None]:
@@ -27,8 +28,7 @@ def resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo 
             return run, _claim(client, run, identity)
         except RequestError as error:
             raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
-    query = f"tags.identity = '{identity}' and tags.kind = 'run' and attributes.status != 'FINISHED'"
-    for run in search_runs(store, query, deleted=False):
+    for run in tagged_runs(store, "identity", identity, "attributes.status != 'FINISHED'"):
         evaluated = run.status == "FAILED" and 0 in metrics_file.read(run_folder(store.uri, run) / metrics_file.NAME)
         if run.status == "KILLED" or evaluated:
             with suppress(RequestError):
@@ -63,7 +63,7 @@ def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFile
 
 def reopen(client: mlflow.MlflowClient, run: RunInfo, tags: Mapping[str, str]) -> None:
     """Set a run to RUNNING, and delete the model that it may have logged before it died."""
-    client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in in_store(tags).items()])
     client.update_run(run.run_id, status="RUNNING")
     mine = f"source_run_id = '{run.run_id}'"
     for model in client.search_logged_models([run.experiment_id], filter_string=mine):

@@ -44,6 +44,7 @@ from mnist_exp.tracking.store import (
     uninterrupted,
     writing,
 )
+from mnist_exp.tracking.tags import in_store
 
 STORE_ERRORS = store_error_types()
 WRITE_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, RunError)
@@ -173,7 +174,7 @@ class RunLog:
 
     def _send_tags(self) -> None:
         while self._tags:
-            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in self._tags[0].items()])
+            self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in in_store(self._tags[0]).items()])
             self._tags.popleft()
 
     def upload(self) -> None:
@@ -394,15 +395,15 @@ def _system_metrics(run_id: str) -> AbstractContextManager[object]:
 
 def end_dead_runs(store: Store) -> None:
     """Mark as KILLED the runs of the experiment whose process, on this host, has died."""
-    for run in search_runs(store, "attributes.status = 'RUNNING' and tags.process != ''", deleted=False):
-        if is_gone(run.tags["process"]):
+    for run in search_runs(store, "attributes.status = 'RUNNING'", deleted=False):
+        if "process" in run.tags and is_gone(run.tags["process"]):
             with writing(store) as client:
                 client.set_terminated(run.run_id, "KILLED")
 
 
 def context_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Add MLflow's own tags, such as the repository's address, and redact all of them."""
-    found: dict[str, str] = mlflow.tracking.context.registry.resolve_tags(dict(tags))
+    found: dict[str, str] = mlflow.tracking.context.registry.resolve_tags(in_store(tags))
     return {key: redact(text) for key, text in found.items()}
 
 

@@ -12,6 +12,7 @@ from mnist_exp.tracking.database import StoreError
 from mnist_exp.tracking.queries import RunInfo, search_runs
 from mnist_exp.tracking.run_log import context_tags
 from mnist_exp.tracking.store import Store, membership_tag, sweep_filter, writing
+from mnist_exp.tracking.tags import stored
 
 
 def open_sweep(store: Store, sweep: str, command: str, jobs: int) -> None:
@@ -54,7 +55,7 @@ def join_sweep(store: Store, run: RunInfo, sweep: str, number: int, name: str, c
 
 def sweep_of(store: Store, process: str) -> str | None:
     """The sweep that a process began; None if it began none."""
-    found = search_runs(store, f"tags.kind = 'sweep' and tags.process = '{process}'")
+    found = search_runs(store, f"tags.kind = 'sweep' and tags.`{stored('process')}` = '{process}'")
     return found[0].tags["sweep"] if found else None
 
 

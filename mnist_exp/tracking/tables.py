@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import NullPool, create_engine
 
-from mnist_exp.tracking import database
+from mnist_exp.tracking import database, tags
 from mnist_exp.tracking.charts import in_section, plain
 
 
@@ -52,8 +52,7 @@ def runs(uri: str, where: str, *values: Any) -> list[RunInfo]:
         for run, key, text in cursor.execute(f"SELECT run_uuid, key, value FROM params WHERE {chosen}", values):
             found[run].params[sys.intern(key)] = texts.setdefault(text, text)
         for run, key, text in cursor.execute(f"SELECT run_uuid, key, value FROM tags WHERE {chosen}", values):
-            if not key.startswith("mlflow."):
-                found[run].tags[sys.intern(key)] = texts.setdefault(text, text)
+            tags.read_into(found[run].tags, key, texts.setdefault(text, text))
         query = f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {chosen}"
         for run, key, value, is_nan in cursor.execute(query, values):
             found[run].metrics[sys.intern(plain(key))] = math.nan if is_nan else unclipped(value)

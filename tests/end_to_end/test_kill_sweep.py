@@ -15,6 +15,7 @@ import mlflow
 import psutil
 import pytest
 
+from mnist_exp.tracking.queries import run_info
 from tests.helpers.commands import SHORT, start, workers
 
 KILLS = 3 if SHORT else 10
@@ -86,7 +87,7 @@ def test_kills_cost_no_job_and_repeat_none(tmp_path):
     assert {len(runs) for runs in disturbed.values()} == {1}
     for name, (run,) in disturbed.items():
         (other,) = undisturbed[name]
-        assert run.data.tags["identity"] == other.data.tags["identity"]
+        assert run_info(run).tags["identity"] == run_info(other).tags["identity"]
         assert weights(killed, run) == weights(quiet, other)
         assert run.data.metrics["test_loss"] == other.data.metrics["test_loss"]
     tables = sorted(killed.glob("mlruns/*/*/artifacts/sweep.csv"), key=lambda path: path.stat().st_mtime)
