@@ -4,7 +4,9 @@ Each returns a value for the `learning_rate` of a Keras optimizer. Shares of the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import keras
 from keras.optimizers.schedules import CosineDecay, ExponentialDecay, LearningRateSchedule, PiecewiseConstantDecay
 
 
@@ -45,9 +47,31 @@ def one_cycle(
     return _rise_and_fall(learning_rate, total_steps, warmup, start, final)
 
 
+def linear(learning_rate: float, total_steps: int, *, fall: float) -> LearningRateSchedule:
+    """The base rate, which falls in a straight line to 0 over the last share `fall` of the steps."""
+    return _Linear(learning_rate, total_steps, fall)
+
+
 def lr_range(learning_rate: float, total_steps: int, *, lowest: float) -> LearningRateSchedule:
     """Rises exponentially from `lowest` times the base rate at the first step to the base rate at the last."""
     return ExponentialDecay(learning_rate * lowest, max(1, total_steps - 1), 1 / lowest)
+
+
+@keras.saving.register_keras_serializable(package="mnist_exp")
+class _Linear(LearningRateSchedule):
+    """Keras has a straight line only from the first step on."""
+
+    def __init__(self, learning_rate: float, total_steps: int, fall: float) -> None:
+        super().__init__()
+        self._config = {"learning_rate": learning_rate, "total_steps": total_steps, "fall": fall}
+
+    def __call__(self, step: Any) -> Any:
+        rate, total_steps, fall = self._config.values()
+        left = (total_steps - keras.ops.cast(step, "float32")) / (fall * total_steps)
+        return rate * keras.ops.clip(left, 0.0, 1.0)
+
+    def get_config(self) -> dict[str, float]:
+        return self._config
 
 
 def _rise_and_fall(

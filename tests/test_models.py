@@ -34,6 +34,7 @@ BUILDERS = {
     "cnn_pooled": lambda: models.cnn(
         SHAPE, CLASSES, filters=[8, 16], kernel_size=5, global_pooling=True, dense=[20], **DENSE
     ),
+    "cnn_speedrun": lambda: models.cnn(SHAPE, CLASSES, filters=[24, 32], kernel_size=[5, 3], dense=[256], **DENSE),
     "ladder": lambda: models.mlp(SHAPE, CLASSES, hidden=LADDER, input_noise=0.3, noise=0.5, **NORMED),
     "mlp_layer_norm": lambda: models.mlp(SHAPE, CLASSES, hidden=[20], layer_norm=True, **DENSE),
     "lenet5": lambda: models.lenet5(SHAPE, CLASSES),
@@ -51,6 +52,7 @@ PARAMETERS = {
     "residual_2": (784 * 10 + 10) + 2 * (10 * 10 + 10) + (30 * 10 + 10) + 2 * (10 * 10 + 10) + (30 * 10 + 10),
     "cnn": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (7 * 7 * 64 * 10 + 10),
     "cnn_pooled": (25 * 8 + 8) + (25 * 8 * 16 + 16) + (16 * 20 + 20) + (20 * 10 + 10),
+    "cnn_speedrun": (25 * 24 + 24) + (9 * 24 * 32 + 32) + (7 * 7 * 32 * 256 + 256) + (256 * 10 + 10),
     "ladder": 784 * 1000 + 1000 * 500 + 500 * 250 + 2 * 250 * 250 + 4 * sum(LADDER) + 250 * 10 + 10,
     "mlp_layer_norm": 784 * 20 + 2 * 20 + 20 * 10 + 10,
     "lenet5": 61_706,  # of the paper, with a dense layer at the end and all maps connected
@@ -412,3 +414,8 @@ def test_a_model_with_foreign_code_has_no_portable_copy():
     images = keras.Input(SHAPE, dtype="uint8")
     for layer in (Mine(), keras.layers.Lambda(lambda features: 2 * features)):
         assert models.portable(keras.Model(images, layer(keras.layers.Flatten()(images)))) is None
+
+
+def test_each_filter_has_a_kernel_size():
+    with pytest.raises(RequestError, match=r"model\.kernel_size must be .* 2 model\.filters, got \[5, 3, 3\]"):
+        models.cnn(SHAPE, CLASSES, filters=[24, 32], kernel_size=[5, 3, 3], **DENSE)

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import pytest
 
 from mnist_exp import schedules
@@ -46,3 +47,13 @@ def test_step():
 def test_one_cycle():
     schedule = schedules.one_cycle(0.1, 100, warmup=0.3, start=0.04, final=0.0001)
     assert rates(schedule, 0, 15, 30, 65, 100) == pytest.approx([0.004, 0.052, 0.1, 0.050005, 0.00001], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fall", "expected"), [(0.25, [0.1, 0.1, 0.06, 0.0, 0.0]), (1.0, [0.1, 0.025, 0.015, 0.0, 0.0])]
+)
+def test_linear(fall, expected):
+    schedule = schedules.linear(0.1, 100, fall=fall)
+    assert rates(schedule, 0, 75, 85, 100, 101) == pytest.approx(expected)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert rates(copy, 85) == rates(schedule, 85)

@@ -109,7 +109,10 @@ RULES: dict[str, Rule] = {
     "input_noise": _SHARE,  # the range that Keras' own layer takes
     "noise": _SHARE,
     "kernel_initializer": _choice(*INITIALIZERS),
-    "kernel_size": _COUNT,
+    "kernel_size": Rule(
+        "a whole number of at least 1, or a list with one for each filter",
+        lambda v: _COUNT.holds(v) or _list_of(_COUNT).holds(v),
+    ),
     "global_pooling": _BOOLEAN,
     "dense": _list_of(_COUNT),
     "depth": Rule("6n + 2 for a whole number n: 8, 14, 20 ...", lambda v: type(v) is int and v >= 8 and v % 6 == 2),
@@ -170,6 +173,7 @@ RULES: dict[str, Rule] = {
     "ema_momentum": _SHARE,
     "alpha": _SHARE,
     "warmup": _SHARE_BELOW_1,
+    "fall": _number("above 0, up to 1", lambda v: 0 < v <= 1),
     "start": _SHARE,
     "final": _number("above 0, up to 1", lambda v: 0 < v <= 1),
     "factor": _number("above 0, up to 1", lambda v: 0 < v <= 1),

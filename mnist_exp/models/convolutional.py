@@ -17,7 +17,7 @@ def cnn(
     dropout: float,
     batch_norm: bool,
     # Older configs lack these keys, so the defaults give the model of that time.
-    kernel_size: int = 3,
+    kernel_size: int | Sequence[int] = 3,
     global_pooling: bool = False,
     dense: Sequence[int] = (),
 ) -> keras.Model:
@@ -27,13 +27,20 @@ def cnn(
     https://arxiv.org/abs/1312.4400). Dense layers of the given sizes follow.
 
     Raises:
-        RequestError: The image is too small for one halving per filter.
+        RequestError: The image is too small for one halving per filter, or the sizes of kernels are not one or one
+            for each filter.
     """
+    sizes = [kernel_size] * len(filters) if isinstance(kernel_size, int) else kernel_size
+    if len(sizes) != len(filters):
+        raise RequestError(
+            f"model.kernel_size must be one number or one for each of the {len(filters)} model.filters, "
+            f"got {list(sizes)}"
+        )
     if min(image_shape[:2]) < 2 ** len(filters):
         raise RequestError(f"model.filters: {len(filters)} poolings need images of {2 ** len(filters)} pixels or more")
     images, features = scaled_input(image_shape)
-    for channels in filters:
-        features = keras.layers.Conv2D(channels, kernel_size, padding="same", use_bias=not batch_norm)(features)
+    for channels, size in zip(filters, sizes, strict=True):
+        features = keras.layers.Conv2D(channels, size, padding="same", use_bias=not batch_norm)(features)
         # Pooling before the activation (https://arxiv.org/abs/2404.00498): equal for relu, at a quarter of the work.
         features = activated(keras.layers.MaxPooling2D()(features), activation, batch_norm)
     features = (keras.layers.GlobalAveragePooling2D() if global_pooling else keras.layers.Flatten())(features)
