@@ -1,7 +1,6 @@
 """`python -m mnist_exp.compare`: compare tracked runs over their seeds. docs/comparing.md explains the output."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        try:
-            console.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
-        except BrokenPipeError:  # the reader has closed the pipe; without this, Python prints an error at its exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.say((_inspect(options) if options.command else _compare(options)).removesuffix("\n"))
         return 0
 
     return commands.run(command, failed="the comparison failed")

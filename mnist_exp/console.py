@@ -166,7 +166,7 @@ def sweep_table(title: str, rows: Sequence[SummaryRow]) -> None:
     room = max(map(cell_len, names))
     styles = ["bold", *({"FINISHED": "", "SKIPPED": "dim", "NOT RUN": "dim"}.get(row.status, "red") for row in rows)]
     console = Console(highlight=False, markup=False)
-    console.print(printable(title), soft_wrap=True)
+    say(title)
     for name, result, style in zip(names, results, styles, strict=True):
         console.print((name + " " * (room - cell_len(name)) + result).rstrip(), style=style, soft_wrap=True)
     for label, row in zip(labels, rows, strict=True):
@@ -237,8 +237,15 @@ def printable(text: str) -> str:
 
 
 def say(text: str, file: IO[str] | None = None) -> None:
-    """Prints lines with control characters escaped, by default to standard output."""
-    print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, flush=True)
+    """Prints lines with control characters escaped, by default to standard output.
+
+    A closed pipe, as behind `| head`, ends no run: this and all later text goes nowhere.
+    """
+    file = file or sys.stdout
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def tell(text: str, file: IO[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import sys
 
 import pytest
@@ -24,6 +25,14 @@ def test_control_characters_are_escaped(capsys):
     said = capsys.readouterr()
     assert said.out == "first\n" + SHOWN.replace(r"\n", "\n") + "\n"
     assert all(line.isprintable() for line in (said.out + said.err).splitlines())
+
+
+def test_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        for _ in range(2):
+            console.say("x" * 100, pipe)
 
 
 def test_a_ctrl_c_that_a_library_hides_behind_an_error_ends_the_command(monkeypatch):

@@ -70,7 +70,7 @@ class SweepCallback(Callback):
         ours = [*threads, *label, f"sweep.id={sweep.id}", *(f"sweep.data={name}" for name in resolved)]
         _add_overrides(config, seeds, ours)
         jobs.warn_unrecorded(user_code(frozenset().union(*(targets(job.config) for job in checked))))
-        print(f"sweep {sweep.id}: {len(sweep.jobs)} runs", file=sys.stderr, flush=True)
+        console.say(f"sweep {sweep.id}: {len(sweep.jobs)} runs", sys.stderr)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Tells the progress bar the job's number, and removes secrets from the files that Hydra has just written."""

@@ -56,7 +56,7 @@ def check_jobs(config_name: str, overrides: Sequence[Sequence[str]]) -> list[Job
     for number, job in enumerate(overrides):
         if time.monotonic() > printed + PROGRESS_SECONDS:
             printed = time.monotonic()
-            print(f"preflight: {number} of {len(overrides)} jobs checked", file=sys.stderr, flush=True)
+            console.say(f"preflight: {number} of {len(overrides)} jobs checked", sys.stderr)
         swept = " ".join(override for override in job if override not in shared)
         try:
             jobs.append(Job(check(compose_job(config_name, job)), swept))
