@@ -1,8 +1,9 @@
 """Threads, GPUs or mirrored replicas, precision and seeds of a run, and a clean state before every run."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import numpy as np
@@ -52,6 +53,23 @@ def configure(devices: str, threads: int) -> tf.distribute.Strategy | None:
             "or devices, and TensorFlow cannot change them; start this run in a process of its own"
         ) from error
     return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)]) if count > 1 else None
+
+
+def sum_gradients_first(optimizer: keras.Optimizer) -> None:
+    """Makes mirrored replicas sum their gradients before the optimizer uses them; the optimizer is built.
+
+    Keras sums them only for the update of a variable. Until then each replica has its own gradients: it would clip
+    those, and `LossScaleOptimizer` would look for an overflow on the first replica alone.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # inside of Keras' LossScaleOptimizer
+    add, apply = inner._all_reduce_sum_gradients, optimizer.apply
+
+    def apply_sum(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        apply([gradient for gradient, _ in add(zip(gradients, variables, strict=True))], variables)
+
+    optimizer.apply = apply_sum
+    for part in getattr(inner, "optimizers", [inner]):  # those of Keras' MultiOptimizer
+        part._all_reduce_sum_gradients = list
 
 
 def fresh_session(seed: int, precision: str) -> None:

@@ -16,6 +16,7 @@ from mnist_exp.training.augmentation import Augmentation, soft
 from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, untuned, validation_batches
 from mnist_exp.training.callbacks import Checkpoints, OnEpoch, Report, WithinEpoch, best_epoch
 from mnist_exp.training.device_loop import build_optimizer_state, chunks, device_loop
+from mnist_exp.training.devices import sum_gradients_first
 
 # Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
 CHUNK_XLA, CHUNK_GRAPH = 500, 50
@@ -107,11 +108,8 @@ def fit(
 
     Raises:
         Diverged: the training loss became NaN or infinite.
-        RequestError: mirrored execution of an optimizer that clips by norm.
     """
     execution, optimizer = training.execution, training.optimizer
-    if execution.name == "mirrored" and (optimizer.clipnorm or optimizer.global_clipnorm):
-        raise RequestError("optimizer.global_clipnorm needs one device: mirrored ones clip before they sum")
     mixed = training.augmentation is not None and training.augmentation.mixing
     accuracy = keras.metrics.CategoricalAccuracy if mixed else keras.metrics.SparseCategoricalAccuracy
     model.compile(
@@ -122,6 +120,8 @@ def fit(
     )
     with model.distribute_strategy.scope():  # Keras builds it while tracing, where ScheduleFreeAdamW reads no weights
         build_optimizer_state(model)
+    if execution.name == "mirrored":
+        sum_gradients_first(model.optimizer)
     report = Report(len(dataset.train.labels), on_epoch, within_epoch)
     keep = Checkpoints(training.checkpoints, report, training.callbacks)
     done = keep.restore(model)

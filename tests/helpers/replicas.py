@@ -22,11 +22,11 @@ from tests.helpers.digits import small
 START = "from tests.helpers import replicas; replicas.main()"
 
 
-def _fit(build, dataset, batch_size, precision, strategy, augmentation=None):
+def _fit(build, dataset, batch_size, precision, strategy, augmentation=None, **options):
     """The model, how it was trained, and what came of two epochs."""
     devices.fresh_session(0, precision)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        model, optimizer = build(), keras.optimizers.SGD(0.05)
+        model, optimizer = build(), keras.optimizers.SGD(0.05, **options)
     replicas = strategy.num_replicas_in_sync if strategy else 1
     execution = trainer.choose_execution("auto", model, replicas, gpu=False)
     settings = trainer.Training(cross_entropy(10), optimizer, 2, batch_size, 0, execution, augmentation)
@@ -36,7 +36,7 @@ def _fit(build, dataset, batch_size, precision, strategy, augmentation=None):
 def train_mlps(folder, strategy=None):
     """Save a model of each kind; returns execution, device and losses of each."""
     found = []
-    for name in ("plain", "bn", "augmented"):
+    for name in ("plain", "bn", "augmented", "clipped"):
         parts = {"move": augment.shift(pixels=2.0), "mix": keras.layers.MixUp(0.4)}
         augmentation = Augmentation(parts, 0, small().train.images, 10) if name == "augmented" else None
         options = {"activation": "relu", "dropout": 0.0, "batch_norm": name == "bn"}
@@ -44,7 +44,8 @@ def train_mlps(folder, strategy=None):
         def build(options=options):
             return models.mlp((28, 28, 1), 10, hidden=[32], **options)
 
-        model, execution, fitted = _fit(build, small(), 64, "float32", strategy, augmentation)
+        clip = {"global_clipnorm": 0.1} if name == "clipped" else {}  # the norms are 0.5 to 2
+        model, execution, fitted = _fit(build, small(), 64, "float32", strategy, augmentation, **clip)
         model.export(f"{folder}/{name}", verbose=False)
         np.savez(f"{folder}/{name}.npz", *model.get_weights())
         found.append([execution, devices.describe(strategy), fitted.history["val_loss"]])
@@ -62,8 +63,24 @@ def train_sizes(sizes, strategy=None):
     return found
 
 
+def overflow(strategy):
+    """A weight of 1 and a loss scale of 8, after a step whose gradient is infinite on the last device alone."""
+    with strategy.scope():
+        weight = keras.Variable([1.0])
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=8.0)
+        optimizer.build([weight])
+    devices.sum_gradients_first(optimizer)
+
+    def step():
+        last = tf.distribute.get_replica_context().replica_id_in_sync_group == strategy.num_replicas_in_sync - 1
+        optimizer.apply([tf.where(last, [np.inf], [1.0])], [weight])
+
+    tf.function(lambda: strategy.run(step))()
+    return [keras.ops.convert_to_numpy(variable).tolist() for variable in (weight, optimizer.dynamic_scale)]
+
+
 def on_several(replicas, sizes, folder=None):
-    """What `train_mlps`, with a folder, and `train_sizes` return on several devices."""
+    """What `train_mlps`, with a folder, `train_sizes` and `overflow` return on several devices."""
     given = json.dumps([replicas, sizes, str(folder) if folder else None])
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", START, given]
@@ -78,4 +95,4 @@ def main():
     strategy = devices.configure(f"cpu:{replicas}", 2)
     assert isinstance(strategy, tf.distribute.MirroredStrategy)
     mlps = train_mlps(folder, strategy) if folder else []
-    print(json.dumps([mlps, train_sizes(sizes, strategy)]))
+    print(json.dumps([mlps, train_sizes(sizes, strategy), overflow(strategy)]))
