@@ -48,6 +48,8 @@ LIBRARIES = {
     "rich": {"console"},
     "psutil": {"provenance"},
     "PIL": {"data/formats", "api"},
+    "pickle": {"sweep/processes"},  # from this program to its own workers
+    "cloudpickle": {"sweep/processes"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Identity names these by their contents' results, such as a folder's digest, or they only record.
@@ -106,6 +108,13 @@ def test_imports_go_down(path):
 def test_libraries_stay_where_they_belong(path):
     for library in {name.split(".")[0] for name in imports(path)} & LIBRARIES.keys():
         assert {place(path), name_of(path)} & LIBRARIES[library], f"{name_of(path)} may not import {library}"
+
+
+def test_numpy_reads_no_pickle():
+    calls = [node for path in FILES for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)]
+    loads = [ast.unparse(call) for call in calls if ast.unparse(call.func) in ("np.load", "np.lib.format.read_array")]
+    assert loads
+    assert [text for text in loads if "allow_pickle=False" not in text] == []
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if place(path) != "tracking"], ids=name_of)
