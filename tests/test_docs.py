@@ -1,6 +1,6 @@
 """The manual is up to date: options as in `conf/`, tables as measured, and links to existing pages.
 
-`python -m tests.test_docs` writes the generated parts: `docs/options.md`, and the tables of `docs/benchmarks.md`.
+`python -m tests.test_docs` writes the generated parts: `docs/options.md`, and the measured tables of other pages.
 """
 
 import ast
@@ -26,7 +26,13 @@ Choose an option with `group=option` and set a key with `group.key=value`. Sever
 [sweep](sweeps.md), with `-m`. `seed=N` sets the training seed and `name=...` the name of the run.
 
 """
-TABLES = {f"<!-- {name} -->\n": ROOT / "benchmarks" / "results" / f"{name}.md" for name in ("speed", "scaling")}
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+TABLES = {  # the measured tables of each page
+    DOCS / "benchmarks.md": ["speed", "scaling"],
+    DOCS / "presets.md": ["presets", "additions"],
+}
+FRONT = ["workshop_mlp", "residual_mlp", "speedrun", "mlp_elastic", "cnn_record"]  # the presets in README
 END = "<!-- end -->\n"
 
 
@@ -70,12 +76,26 @@ def options():
     return OPTIONS_HEAD + "\n".join(line for group in groups() for line in group_options(group))
 
 
-def with_tables(text):
-    """The page of the benchmarks with its tables as they were measured."""
-    for start, path in TABLES.items():
-        before, _, rest = text.partition(start)
-        text = f"{before}{start}\n{path.read_text(encoding='utf-8')}\n{END}{rest.partition(END)[2]}"
+def with_tables(page):
+    """The text of a page with its tables as they were measured."""
+    text = page.read_text(encoding="utf-8")
+    for name in TABLES[page]:
+        start = f"<!-- {name} -->\n"
+        before, found, rest = text.partition(start)
+        assert found, f"{page.name} has no place for {name}"
+        table = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        text = f"{before}{start}\n{table}\n{END}{rest.partition(END)[2]}"
     return text
+
+
+def readme():
+    """README with its table of some presets: the first columns of their results."""
+    rows = [line.split(" | ")[:3] for line in (RESULTS / "presets.md").read_text(encoding="utf-8").splitlines()]
+    chosen = [row for row in rows if row[0].strip("| `") in FRONT]
+    head, *lines = (" | ".join(row) + " |\n" for row in (rows[0], *chosen))
+    before, found, rest = README.read_text(encoding="utf-8").partition(head)
+    assert found, "README has no table of presets"
+    return before + head + "|---|---|---|\n" + "".join(lines) + "\n" + rest.partition("\n\n")[2]
 
 
 def test_options_are_those_of_conf():
@@ -87,10 +107,21 @@ def test_keys_of_every_data_set_are_documented():
     assert {*re.findall(r"^\| `data\.(\w+)`", text, re.MULTILINE)} == {*Subset._fields}
 
 
-def test_benchmark_tables_are_the_measured_ones():
-    text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    assert all(start in text for start in TABLES)
-    assert text == with_tables(text), "run `python -m tests.test_docs`"
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
+def test_tables_are_the_measured_ones(page):
+    assert page.read_text(encoding="utf-8") == with_tables(page), "run `python -m tests.test_docs`"
+
+
+def test_readme_has_the_measured_results():
+    assert README.read_text(encoding="utf-8") == readme(), "run `python -m tests.test_docs`"
+
+
+def test_tests_that_a_page_names_exist():
+    named = re.findall(r"`(\w[\w/]*\.py)::(\w+)`", (DOCS / "tested.md").read_text(encoding="utf-8"))
+    assert named
+    for file, name in named:
+        tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file} has no {name}"
 
 
 def test_every_page_is_in_the_navigation():
@@ -121,9 +152,8 @@ def test_links_lead_somewhere(page):
 
 
 def test_readme_is_short_and_ci_runs_its_commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
-    install, test = shell_commands(ROOT / "README.md")[:2]
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+    install, test = shell_commands(README)[:2]
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert test in script
     assert install.partition(".venv/bin/python ")[2] in script
@@ -131,5 +161,6 @@ def test_readme_is_short_and_ci_runs_its_commands():
 
 if __name__ == "__main__":
     (DOCS / "options.md").write_text(options(), encoding="utf-8")
-    page = DOCS / "benchmarks.md"
-    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        page.write_text(with_tables(page), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")
