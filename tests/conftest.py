@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from filelock import FileLock
 
 from mnist_exp import tracking
+from mnist_exp.tracking.database import uri_of
+from mnist_exp.tracking.store import Store
 from tests.helpers import quick_hydra
 from tests.helpers.commands import end_processes, environment
 
@@ -58,6 +61,13 @@ def make_store(folder: Path) -> None:
     with sqlite3.connect(folder / "mlflow.db") as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
+
+
+@pytest.fixture
+def store(with_store: Callable[[Path], Path], tmp_path: Path) -> Store:
+    """An empty experiment in a store of its own."""
+    uri = uri_of(with_store(tmp_path) / "mlflow.db")
+    return Store(uri, "mine", mlflow.MlflowClient(uri).create_experiment("mine"))
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,6 @@ from benchmarks.results import BASE, Preset, additions, row, runs_of
 from mnist_exp.config.identity import identity
 from mnist_exp.job import compose
 from mnist_exp.tracking import tags
-from mnist_exp.tracking.database import uri_of
-from mnist_exp.tracking.store import Store
-
-
-@pytest.fixture
-def store(with_store, tmp_path):
-    uri = uri_of(with_store(tmp_path) / "mlflow.db")
-    return Store(uri, "mine", mlflow.MlflowClient(uri).create_experiment("mine"))
 
 
 def record(store, *overrides, preset=("experiment=smoke",), accuracy=0.9, status="FINISHED"):

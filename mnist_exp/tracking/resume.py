@@ -28,7 +28,7 @@ def resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo 
             return run, _claim(client, run, identity)
         except RequestError as error:
             raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
-    for run in tagged_runs(store, "identity", identity, "attributes.status != 'FINISHED'"):
+    for run in tagged_runs(store, "identity", identity, finished=False):
         evaluated = run.status == "FAILED" and 0 in metrics_file.read(run_folder(store.uri, run) / metrics_file.NAME)
         if run.status == "KILLED" or evaluated:
             with suppress(RequestError):
