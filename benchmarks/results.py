@@ -6,23 +6,22 @@ stand in the tables. They go to standard output and to benchmarks/results/. The 
 
 import argparse
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from benchmarks.speed import RESULTS
 from mnist_exp import tracking
 from mnist_exp.analysis.statistics import difference, summarise
 from mnist_exp.config.identity import identity
 from mnist_exp.job import compose
 from mnist_exp.tracking import RunInfo
 
-RESULTS = Path(__file__).parent / "results"
 EXPERIMENT = "mnist_exp"
 SEEDS = range(5)
 
 
 class Preset(NamedTuple):
-    """A preset, and the test accuracy that was published for it or that it aims at."""
+    """A preset and its reference: the published test accuracy, or our aim if none was published."""
 
     name: str
     wanted: float
@@ -94,24 +93,30 @@ def table(stores: Sequence[tracking.Store]) -> str:
 
 
 def additions(stores: Sequence[tracking.Store]) -> str:
-    """The Markdown table of what each of `ADDITIONS` adds to `BASE`, in points, paired by seed."""
+    """Markdown table: the gain in accuracy, in points, of each override in `ADDITIONS` over `BASE`, paired by seed."""
     base = runs_of(stores, *BASE)
     lines = [
         "| override | validation accuracy, gain | test accuracy, gain | test accuracy | seeds |",
         "|---|---|---|---|--:|",
     ]
-    for override in ("", *ADDITIONS):
-        runs = runs_of(stores, *BASE, override) if override else base
-        if len(runs) < 2 or len(base) < 2:
-            continue
-        cells = [f"`{override}`" if override else "none"]
-        for metric in ("final_val_accuracy", "test_accuracy"):
-            own, other = ({seed: run.metrics[metric] for seed, run in side.items()} for side in (runs, base))
-            gain = difference(own, other) if override else None
-            cells.append(f"{gain.value * 100:+.2f} ({gain.low * 100:+.2f} to {gain.high * 100:+.2f})" if gain else "")
-        cells += [f"{statistics.mean(own.values()):.2%}", str(len(runs))]
-        lines.append("| " + " | ".join(cells) + " |")
+    if len(base) > 1:
+        lines.append(f"| none |  |  | {_accuracy(base)} | {len(base)} |")
+        for override in ADDITIONS:
+            runs = runs_of(stores, *BASE, override)
+            if len(runs) > 1:
+                gains = " | ".join(_gain(runs, base, metric) for metric in ("final_val_accuracy", "test_accuracy"))
+                lines.append(f"| `{override}` | {gains} | {_accuracy(runs)} | {len(runs)} |")
     return "\n".join(lines) + "\n"
+
+
+def _accuracy(runs: Mapping[int, RunInfo]) -> str:
+    return f"{statistics.mean(run.metrics['test_accuracy'] for run in runs.values()):.2%}"
+
+
+def _gain(runs: Mapping[int, RunInfo], base: Mapping[int, RunInfo], metric: str) -> str:
+    own, other = ({seed: run.metrics[metric] for seed, run in side.items()} for side in (runs, base))
+    gain = difference(own, other)
+    return f"{gain.value * 100:+.2f} ({gain.low * 100:+.2f} to {gain.high * 100:+.2f})"
 
 
 def main() -> None:
