@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mnist_exp import console
 from mnist_exp.errors import RequestError, RunError
 from mnist_exp.training import checkpoint
 from mnist_exp.training.device_loop import state
@@ -149,7 +150,7 @@ class Checkpoints(keras.callbacks.Callback):
         try:
             checkpoint.save(self.folder, checkpoint.Checkpoint(epoch + 1, content, arrays))
         except OSError as error:  # a full disk is no reason to end the training
-            print(f"checkpoint of epoch {epoch + 1} not written: {error}", file=sys.stderr)
+            console.say(f"checkpoint of epoch {epoch + 1} not written: {error}", sys.stderr)
 
     @staticmethod
     def _state_of(callback: keras.callbacks.Callback) -> Any:
