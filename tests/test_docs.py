@@ -77,7 +77,7 @@ def options():
 
 
 def with_tables(page):
-    """The text of a page with its tables as they were measured."""
+    """The text of a page, with its tables replaced by the measured ones."""
     text = page.read_text(encoding="utf-8")
     for name in TABLES[page]:
         start = f"<!-- {name} -->\n"

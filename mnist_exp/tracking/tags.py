@@ -1,7 +1,7 @@
-"""The names of tags in MLflow, whose UI hides those that begin with `mlflow.`.
+"""Names of tags in MLflow. Its UI hides tags whose names begin with `mlflow.`.
 
-So a person reads there the tags of a run without those that only this program needs. Everywhere else each tag has its
-plain name. Runs of earlier versions have it in MLflow too.
+The tags that only this program needs get such a name in the store. Everywhere else each tag has its plain name. Runs
+of earlier versions have the plain names in the store too.
 """
 
 import sys
@@ -22,9 +22,9 @@ def in_store(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_into(tags: dict[str, str], name: str, text: str) -> None:
-    """Add one of MLflow's tags under its plain name; MLflow's own tags are left out.
+    """Add a tag of the store to `tags` under its plain name, unless it is MLflow's own.
 
-    A run that an earlier version began and this one continued has a tag under both names: the newer one counts.
+    A run that an earlier version began and this one continued has some tags under both names. The hidden one counts.
     """
     tag = name.removeprefix(_PREFIX)
     if not tag.startswith("mlflow.") and (tag != name or tag not in tags):
