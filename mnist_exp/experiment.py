@@ -115,10 +115,10 @@ def run(
     logged = params(config)
     resume = config.resume or config.trainer.checkpoint
     with tracking.tracked_run(store, name, logged, tags, output, resume) as log, follow(log) as on_epoch:
-        if log.epochs:
+        if log.epochs or log.checkpoints.is_dir():
+            done = "1 epoch" if log.epochs == 1 else f"{log.epochs} epochs"
             console.tell(
-                f"{name}  continues run {log.run_id}, which was interrupted after {log.epochs} epochs"
-                " (they are printed again)",
+                f"{name}  continues run {log.run_id}, which was interrupted after {done} (they are printed again)",
                 sys.stderr,
             )
         _write_origin(log.folder, experiment, logged, overrides, code)

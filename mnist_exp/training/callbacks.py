@@ -20,6 +20,7 @@ from mnist_exp.training.device_loop import state
 OnEpoch = Callable[[int, dict[str, float], str], bool | None]
 WithinEpoch = Callable[[float, dict[str, float]], None]
 TICK_SECONDS = 0.1
+PAUSE_SECONDS, WRITING = 10.0, 0.02  # between checkpoints within an epoch; share of the time that these may take
 
 
 class Diverged(RunError):
@@ -104,19 +105,41 @@ def _has_state(callback: keras.callbacks.Callback) -> bool:
     return hasattr(callback, "get_state") and hasattr(callback, "set_state")
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Very last of the callbacks: saves the state that the rest of the training depends on, and restores it."""
+def _acts_on_batches(callback: keras.callbacks.Callback) -> bool:
+    """Whether batch hooks of a callback may have effects, which would come twice for chunks that a checkpoint has."""
+    names = "on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"
+    usual = keras.callbacks.Callback
+    own = any(getattr(getattr(callback, name), "__func__", None) is not getattr(usual, name) for name in names)
+    return own and type(callback) not in _KERAS_STATE
 
-    def __init__(self, folder: Path | None, report: Report, callbacks: Mapping[str, keras.callbacks.Callback]) -> None:
+
+class Checkpoints(keras.callbacks.Callback):
+    """Very last of the callbacks: saves the state that the rest of the training depends on, and restores it.
+
+    It saves after each epoch. In a longer epoch it also saves between two chunks of the device loop, so that a killed
+    run loses `PAUSE_SECONDS` of training, or a chunk if that takes longer. Files that take long to write are written
+    less often: writing takes at most the share `WRITING` of the time.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        report: Report,
+        callbacks: Mapping[str, keras.callbacks.Callback],
+        *,
+        within_epochs: bool,  # whether `fit` can begin between two chunks
+    ) -> None:
         super().__init__()
         self.folder, self.report = folder, report
         self.callbacks = callbacks
+        self.within_epochs = folder and within_epochs and not any(map(_acts_on_batches, callbacks.values()))
+        self.next = 0.0  # when to save within an epoch
         self.found = checkpoint.load(folder) if folder is not None else None
 
-    def restore(self, model: keras.Model) -> int:
-        """Put a compiled model where the checkpoint was taken; returns the epochs done."""
+    def restore(self, model: keras.Model) -> tuple[int, int]:
+        """Put a compiled model where the checkpoint was taken; returns the epochs, and chunks of the next, done."""
         if self.found is None:
-            return 0
+            return 0, 0
         with model.distribute_strategy.scope():
             for variable, value in zip(state(model), self.found.arrays, strict=False):  # the rest is the callbacks'
                 variable.assign(value)
@@ -124,7 +147,7 @@ class Checkpoints(keras.callbacks.Callback):
         for metrics, weights in self.found.state["rows"]:
             self.report.add(metrics, weights)
         self.report.stopped = self.found.state["stopped"]
-        return self.found.epoch
+        return self.found.epoch, self.found.chunk
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restore the callbacks' state: Keras' own reset theirs when the training begins."""
@@ -140,17 +163,39 @@ class Checkpoints(keras.callbacks.Callback):
             else:
                 vars(self.callbacks[key]).update(states[key])
 
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Restore what belongs to a part of an epoch; Keras has just reset its running metrics."""
+        self.passed = 0  # chunks that `fit` passes over
+        if self.found is not None and self.found.chunk and epoch == self.found.epoch:
+            self.passed = self.found.chunk
+            for variable, value in zip(self.model.metrics_variables, self.found.state["running"], strict=True):
+                variable.assign(value)
+            self.report.began -= self.found.state["epoch_seconds"]
+        self.next = time.perf_counter() + PAUSE_SECONDS
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Write a checkpoint now and then."""
+        began = time.perf_counter()
+        if self.within_epochs and began >= self.next and self.passed < batch + 1 < self.params["steps"]:
+            running = [keras.ops.convert_to_numpy(variable) for variable in self.model.metrics_variables]
+            self._save(self.report.epoch, batch + 1, running=running, epoch_seconds=began - self.report.began)
+            ended = time.perf_counter()
+            self.next = ended + max(PAUSE_SECONDS, (ended - began) / WRITING)
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write a checkpoint."""
+        self._save(epoch + 1)
+
+    def _save(self, epochs: int, chunk: int = 0, **within: Any) -> None:
         if self.folder is None:
             return
         arrays = [keras.ops.convert_to_numpy(variable) for variable in state(self.model)]
         content = {"rows": self.report.rows, "stopped": self.report.stopped, "seconds": self.report.seconds()}
         content["callbacks"] = {key: self._state_of(callback) for key, callback in self.callbacks.items()}
         try:
-            checkpoint.save(self.folder, checkpoint.Checkpoint(epoch + 1, content, arrays))
+            checkpoint.save(self.folder, checkpoint.Checkpoint(epochs, content | within, arrays, chunk))
         except OSError as error:  # a full disk is no reason to end the training
-            console.say(f"checkpoint of epoch {epoch + 1} not written: {error}", sys.stderr)
+            console.say(f"checkpoint after {epochs} epochs not written: {error}", sys.stderr)
 
     @staticmethod
     def _state_of(callback: keras.callbacks.Callback) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints: one file per epoch with all state that the rest of a training depends on. NumPy only.
+"""Checkpoints: files with all state that the rest of a training depends on. NumPy only.
 
 A file is written under another name and then renamed. Its name contains the digest of its content, so that a file which
 a kill or a loss of power left incomplete is never read as a checkpoint.
@@ -20,11 +20,12 @@ KEPT = 2  # the second is for the case that the first turns out to be damaged
 
 
 class Checkpoint(NamedTuple):
-    """The state after an epoch."""
+    """The state after an epoch, or between two chunks of the next one."""
 
-    epoch: int  # from 1
+    epoch: int  # epochs done
     state: dict[str, Any]  # what JSON can hold, floats to the last bit, and NumPy arrays
     arrays: list[np.ndarray]  # of any shape and any plain dtype; when loaded, followed by those of the state
+    chunk: int = 0  # chunks of the next epoch that are done
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -51,7 +52,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())  # else a loss of power could leave the name without the content
-    unfinished.rename(folder / f"{checkpoint.epoch:06}-{hashlib.sha256(content).hexdigest()}.npz")
+    place = f"{checkpoint.epoch:06}" + (f".{checkpoint.chunk:06}" if checkpoint.chunk else "")  # "-" sorts before "."
+    unfinished.rename(folder / f"{place}-{hashlib.sha256(content).hexdigest()}.npz")
     for old in _paths(folder)[KEPT:]:
         old.unlink()
 
@@ -60,12 +62,13 @@ def load(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose content has the digest in its name; None without one."""
     for path in _paths(folder):
         content = path.read_bytes()
-        epoch, _, named = path.stem.partition("-")
+        place, _, named = path.stem.partition("-")
         if hashlib.sha256(content).hexdigest() == named:
             with np.load(io.BytesIO(content), allow_pickle=False) as entries:
                 text, *arrays = (entries[name] for name in entries.files)
             state = json.loads(text.tobytes(), object_hook=partial(_array_or_node, arrays))
-            return Checkpoint(int(epoch), state, arrays)
+            epoch, _, chunk = place.partition(".")
+            return Checkpoint(int(epoch), state, arrays, int(chunk or 0))
     return None
 
 

@@ -66,7 +66,7 @@ class Programs(NamedTuple):
 
 @contextmanager
 def device_loop(
-    model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Chunks, *, xla: bool
+    model: keras.Model, train: Split, validation: Split, batch_size: int, cut: Chunks, *, xla: bool, done: int = 0
 ) -> Iterator[tuple[keras.Model, float]]:
     """Yields a model whose `fit` trains on `train`, one chunk of steps per call, and validates on `validation`.
 
@@ -77,6 +77,7 @@ def device_loop(
         batch_size: images per step.
         cut: `fit` iterates over the numbers of its chunks.
         xla: whether XLA compiles the training steps.
+        done: chunks that a checkpoint has, counted over all epochs. `fit` passes over them.
 
     Yields:
         The model to call `fit` on, which is the cached one, and the seconds that compiling took.
@@ -101,8 +102,12 @@ def device_loop(
         compiled.result()
     compile_seconds = time.perf_counter() - began
 
+    def take_chunk(numbers: Iterator[tf.Tensor]) -> Logs:
+        number = int(next(numbers))
+        return train_program(*cut(number)) if number >= done else programs.model.get_metrics_result()
+
     def make_train_function(force: bool = False) -> None:
-        programs.model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
+        programs.model.train_function = take_chunk
 
     def make_test_function(force: bool = False) -> None:
         programs.model.test_function = lambda _: test_program(*everything, 0, test_program.steps)

@@ -81,7 +81,7 @@ class Training(NamedTuple):
     # Their batch hooks fire once a chunk of steps in the device loop, at least `calls_per_epoch` times an epoch if one
     # has this attribute. Checkpoints hold the state of those that have `get_state` and `set_state`, and of Keras' own.
     callbacks: Mapping[str, keras.callbacks.Callback] = MappingProxyType({})
-    checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write one to each epoch
+    checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write them to
 
 
 def fit(
@@ -123,9 +123,9 @@ def fit(
     if execution.name == "mirrored":
         sum_gradients_first(model.optimizer)
     report = Report(len(dataset.train.labels), on_epoch, within_epoch)
-    keep = Checkpoints(training.checkpoints, report, training.callbacks)
-    done = keep.restore(model)
-    with _feed(model, dataset, training, done) as feed:
+    keep = Checkpoints(training.checkpoints, report, training.callbacks, within_epochs=execution.name == "device_loop")
+    done, chunk = keep.restore(model)
+    with _feed(model, dataset, training, done, chunk) as feed:
         feed.model.fit(
             untuned(feed.elements),
             steps_per_epoch=feed.per_epoch,
@@ -153,7 +153,7 @@ class _Feed(NamedTuple):
 
 
 @contextmanager
-def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch: int) -> Iterator[_Feed]:
+def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch: int, chunk: int) -> Iterator[_Feed]:
     train, validation, batch_size = dataset.train, dataset.validation, training.batch_size
     images, xla, augmentation = len(train.labels), training.execution.xla, training.augmentation
     if augmentation is not None and augmentation.mixing:
@@ -166,8 +166,10 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
             )
             longest = min(CHUNK_XLA if xla else CHUNK_GRAPH, max(1, -(-images // batch_size) // calls))
             cut = chunks(epochs, images, batch_size, longest)
-            with device_loop(model, train, validation, batch_size, cut, xla=xla) as (cached, seconds):
-                numbers = tf.data.Dataset.range(first_epoch * cut.per_epoch, 2**62)
+            first = first_epoch * cut.per_epoch
+            loop = device_loop(model, train, validation, batch_size, cut, xla=xla, done=first + chunk)
+            with loop as (cached, seconds):
+                numbers = tf.data.Dataset.range(first, 2**62)
                 yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
         else:
             replicas = model.distribute_strategy.num_replicas_in_sync

@@ -1,6 +1,7 @@
 """The executions of the trainer compute the same thing, and the same thing each time."""
 
 import contextlib
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from mnist_exp import augment, losses, models, schedules
 from mnist_exp.models import layers
-from mnist_exp.training import augmentation, batches, device_loop, devices, evaluation, trainer
+from mnist_exp.training import augmentation, batches, checkpoint, device_loop, devices, evaluation, trainer
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.callbacks import Diverged, not_resumable, swa, weights_digest
 from mnist_exp.training.trainer import Execution
@@ -214,12 +215,19 @@ def test_an_interrupted_model_has_the_state_it_came_to():
 
 
 def interrupted(folder, execution, build, make_optimizer, make_callbacks, after, precision):
-    """Train for five epochs, in one sitting without a folder, else in one that ends `after` an epoch and another."""
+    """Train for five epochs, in one sitting without a folder, else in one that ends `after` an epoch and another.
+
+    A fraction interrupts within an epoch.
+    """
     seen = []
 
     def watch(epoch, metrics, weights):
         seen.append((epoch, metrics["train_loss"], metrics["val_loss"], metrics["learning_rate"], weights))
         if epoch == after:
+            raise KeyboardInterrupt
+
+    def watch_within(epochs, metrics):
+        if after is not None and after % 1 and epochs >= after:
             raise KeyboardInterrupt
 
     def sit():
@@ -229,7 +237,7 @@ def interrupted(folder, execution, build, make_optimizer, make_callbacks, after,
         callbacks = {str(number): callback for number, callback in enumerate(make_callbacks())}
         settings = {"epochs": 5, "batch_size": 64, "seed": 4, "execution": execution, "callbacks": callbacks}
         training = trainer.Training(losses.cross_entropy(10), make_optimizer(), checkpoints=folder, **settings)
-        fitted = trainer.fit(model, small(400), training, on_epoch=watch)
+        fitted = trainer.fit(model, small(400), training, on_epoch=watch, within_epoch=watch_within)
         return fitted.best_epoch, list(seen), weights_digest(model)
 
     if after is None:
@@ -304,6 +312,55 @@ def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
     for after in (2,) if execution == KERAS else (1, 3):
         again = interrupted(tmp_path / str(after), execution, build, make_optimizer, make_callbacks, after, precision)
         assert again == whole
+
+
+def save_after_each_chunk(monkeypatch):
+    """Of four chunks an epoch: 400 images in batches of 64 are 7 steps."""
+    for name, value in {"PAUSE_SECONDS": 0.0, "WRITING": math.inf, "TICK_SECONDS": 0.0}.items():
+        monkeypatch.setattr(f"mnist_exp.training.callbacks.{name}", value)
+    for name in ("CHUNK_XLA", "CHUNK_GRAPH"):
+        monkeypatch.setattr(trainer, name, 2)
+
+
+@pytest.mark.parametrize(
+    ("execution", "build", "make_optimizer", "make_callbacks", "precision"),
+    [
+        pytest.param(
+            DEVICE_LOOP,
+            lambda: mlp(dropout=0.2, batch_norm=True),
+            lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
+            lambda: [early_stopping("val_loss", 9), keras.callbacks.TerminateOnNaN()],
+            "float32",
+            id="device_loop",
+        ),
+        pytest.param(DEVICE_LOOP_GRAPH, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
+    ],
+)
+def test_a_training_continues_within_an_epoch(
+    tmp_path, monkeypatch, execution, build, make_optimizer, make_callbacks, precision
+):
+    save_after_each_chunk(monkeypatch)
+    loaded, load = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda folder: loaded.append(load(folder)) or loaded[-1])
+    whole = interrupted(None, execution, build, make_optimizer, make_callbacks, None, precision)
+    for after in (0.5, 2.75):
+        folder = tmp_path / str(after)
+        again = interrupted(folder, execution, build, make_optimizer, make_callbacks, after, precision)
+        assert (loaded[-1].epoch, loaded[-1].chunk) == (int(after), int(after % 1 * 4) - 1)
+        assert again == whole
+
+
+def test_callbacks_that_act_on_batches_have_checkpoints_after_epochs_alone(tmp_path, monkeypatch):
+    class Own(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            pass
+
+    save_after_each_chunk(monkeypatch)
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state: saved.append(state.chunk))
+    for own, chunks in (([Own()], {0}), ([], {0, 1, 2, 3})):
+        interrupted(tmp_path, DEVICE_LOOP_GRAPH, mlp, OPTIMIZERS["sgd"], lambda own=own: own, 1, "float32")
+        assert set(saved) == chunks
 
 
 def test_stretches_do_not_change_the_bits(monkeypatch):
