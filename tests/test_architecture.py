@@ -26,7 +26,7 @@ LEVELS = (
     {"sweep", "analysis", "commands"},
     {"reproduction"},  # begins a run as a job of a sweep does
     {"job", "evaluation"},
-    {"train", "compare", "decide", "evaluate", "predict", "reproduce", "relocate", "api", "__main__"},
+    {"train", "compare", "decide", "evaluate", "predict", "reproduce", "sync", "relocate", "api", "__main__"},
     {"__init__"},
 )
 LEVEL = {place: level for level, places in enumerate(LEVELS) for place in places}
@@ -148,6 +148,7 @@ QUICK = {
     "reproduce",
     "reproduction",
     "sweep",
+    "sync",
     "train",
 }
 # Imported by the worker processes, or once TensorFlow is.

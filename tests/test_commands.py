@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import mnist_exp
-from mnist_exp import commands, compare, decide, evaluate, predict, relocate, reproduce
+from mnist_exp import commands, compare, decide, evaluate, predict, relocate, reproduce, sync
 from mnist_exp.config import CONF_DIR, PACKAGE
 from mnist_exp.errors import RequestError, RunError
 
@@ -59,7 +59,7 @@ def test_the_package_imports_nothing_for_its_version():
 
 
 @pytest.mark.parametrize(
-    "command", [compare, decide, evaluate, predict, reproduce, relocate], ids=lambda module: module.__name__
+    "command", [compare, decide, evaluate, predict, reproduce, relocate, sync], ids=lambda module: module.__name__
 )
 def test_version_and_help_of_a_command(said, command):
     assert said(command, "--version") == (0, VERSION, "")

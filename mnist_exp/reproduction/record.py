@@ -146,7 +146,9 @@ def resumed(given: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]
     from mnist_exp import tracking
 
     run = tracking.find_run(given.tracking.uri, str(given.resume))
-    files = tracking.read_files(given.tracking.uri, run.run_id, ["config.yaml", "overrides.yaml"])
+    names = ("config.yaml", "overrides.yaml")
+    files = tracking.read_files(given.tracking.uri, run.run_id, names)
+    files = tracking.unsent_files(given.tracking.uri, run, names) | files
     if len(files) < 2:
         raise RequestError(f"resume={given.resume}: the run died before it logged its config; give its command again")
     try:

@@ -40,6 +40,7 @@ from mnist_exp.tracking.store import (
     defaults_kept,
     delayed_signals,
     existing,
+    experiments,
     find_store,
     import_database,
     open_store,
@@ -47,7 +48,8 @@ from mnist_exp.tracking.store import (
 )
 
 if TYPE_CHECKING:
-    from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, tracked_run
+    from mnist_exp.tracking.resume import is_evaluated, unsent_files, unsent_runs
+    from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, send_record, tracked_run
     from mnist_exp.tracking.sweep_log import (
         close_sweep,
         end_left_runs,
@@ -66,7 +68,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Imports the modules that record runs when they are first used, because MLflow takes 2 s to import."""
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
-        for part in ("run_log", "sweep_log"):
+        for part in ("run_log", "sweep_log", "resume"):
             names = vars(importlib.import_module(f"{__name__}.{part}"))
             if name in names:
                 return names[name]

@@ -1,6 +1,6 @@
-"""Finds an interrupted run that can be resumed on this machine."""
+"""Finds runs that can be resumed on this machine, or whose record was not sent."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from mlflow.entities import RunTag
 from mnist_exp.errors import RequestError
 from mnist_exp.tracking import database, metrics_file
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.queries import RunInfo, run_info, tagged_runs
-from mnist_exp.tracking.store import Store
+from mnist_exp.tracking.queries import RunInfo, run_info, search_runs, tagged_runs
+from mnist_exp.tracking.store import Store, resolve_uri
 from mnist_exp.tracking.tags import in_store
+
+ARTIFACTS = "artifacts"  # of a record: its files, until the store has them
 
 
 def resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo | None, BaseFileLock | None]:
@@ -29,11 +31,29 @@ def resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo 
         except RequestError as error:
             raise StoreError(f"resume={wanted}: the run cannot be continued: {error}") from error
     for run in tagged_runs(store, "identity", identity, finished=False):
-        evaluated = run.status == "FAILED" and 0 in metrics_file.read(run_folder(store.uri, run) / metrics_file.NAME)
-        if run.status == "KILLED" or evaluated:
+        if run.status == "KILLED" or (run.status == "FAILED" and is_evaluated(store, run)):
             with suppress(RequestError):
                 return run, _claim(client, run, identity)
     return None, None
+
+
+def is_evaluated(store: Store, run: RunInfo) -> bool:
+    """Whether the record of a run on this machine has its scores."""
+    return 0 in metrics_file.read(run_folder(store.uri, run) / metrics_file.NAME)
+
+
+def unsent_runs(store: Store) -> list[RunInfo]:
+    """Runs that ended while this machine had files of them to send, oldest first."""
+    ended = [run for run in search_runs(store, deleted=False) if run.status in ("FAILED", "KILLED")]
+    return [
+        run for run in reversed(ended) if "output" in run.tags and (run_folder(store.uri, run) / ARTIFACTS).is_dir()
+    ]
+
+
+def unsent_files(uri: str | None, run: RunInfo, names: Collection[str]) -> dict[str, bytes]:
+    """Contents of the named files of a run that wait on this machine to be sent."""
+    folder = run_folder(resolve_uri(uri), run) / ARTIFACTS
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def run_folder(uri: str, run: RunInfo) -> Path:
@@ -62,7 +82,9 @@ def _claim(client: mlflow.MlflowClient, run: RunInfo, identity: str) -> BaseFile
 
 
 def reopen(client: mlflow.MlflowClient, run: RunInfo, tags: Mapping[str, str]) -> None:
-    """Set a run to RUNNING, and delete the model that it may have logged before it died."""
+    """Set a run to RUNNING; delete its error, and the model that it may have logged before it died."""
+    if "error" in run.tags:
+        client.delete_tag(run.run_id, "error")
     client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in in_store(tags).items()])
     client.update_run(run.run_id, status="RUNNING")
     mine = f"source_run_id = '{run.run_id}'"

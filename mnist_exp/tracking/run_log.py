@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from filelock import FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
@@ -26,14 +27,14 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from mnist_exp.console import say
+from mnist_exp.console import command, say
 from mnist_exp.errors import RunError, first_line, interruption
 from mnist_exp.provenance import is_gone, process
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database, metrics_file
 from mnist_exp.tracking.charts import in_section
-from mnist_exp.tracking.queries import run_info, search_runs
-from mnist_exp.tracking.resume import reopen, resumable, run_folder
+from mnist_exp.tracking.queries import RunInfo, run_info, search_runs
+from mnist_exp.tracking.resume import ARTIFACTS, reopen, resumable, run_folder
 from mnist_exp.tracking.sender import Sender
 from mnist_exp.tracking.store import (
     Store,
@@ -57,20 +58,21 @@ class RunGone(RunError):
 class RunLog:
     """Records one run in its folder `home` and in the store.
 
-    `record` is the file of metrics, `folder` holds the files that become artifacts, `checkpoints` those from which a
-    run is resumed. A step is recorded once: its first row stays when a resumed run computes the step again. Only
-    `model`, `flush` and `close` wait for the store.
+    `record` is the file of metrics, `tags.json` has the tags set on the way, `folder` holds the files that become
+    artifacts, `checkpoints` those from which a run is resumed. A step is recorded once: its first row stays when a
+    resumed run computes the step again. Only `model`, `flush` and `close` wait for the store.
     """
 
     def __init__(self, store: Store, run_id: str, home: Path) -> None:
         self.run_id = run_id
-        self._store = store
-        self.folder, self.checkpoints = home / "artifacts", home / "checkpoints"
+        self.store = store
+        self.folder, self.checkpoints = home / ARTIFACTS, home / "checkpoints"
         self._client = mlflow.MlflowClient(store.uri)
         self.record = home / metrics_file.NAME
         self._rows = metrics_file.read(self.record)
         self._unwritten = b""  # rows for which the disk had no room
         self._unsent: deque[tuple[int, str | None]] = deque()  # step, id of the model that has the metrics too
+        self._tags_file, self._own_tags = home / "tags.json", dict[str, str]()
         self._tags: deque[Mapping[str, str]] = deque()
         self._files: set[Path] = set()
         self._data_names: dict[str, str] = {}  # of the data set that the metrics of a model belong to
@@ -169,6 +171,9 @@ class RunLog:
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
         with delayed_signals():
+            self._own_tags.update(tags)
+            with suppress(OSError):  # a full disk does not stop the training
+                self._tags_file.write_text(json.dumps(self._own_tags), encoding="utf-8")
             self._tags.append(dict(tags))
             self._sender.submit(self._send_tags)
 
@@ -248,7 +253,7 @@ class RunLog:
                 portable.export(self.folder / "saved_model", verbose=False)
 
         try:
-            with uninterrupted(self._store):
+            with uninterrupted(self.store):
                 mlflow.set_experiment(experiment_id=self._client.get_run(self.run_id).info.experiment_id)
                 logged = Model.log(
                     artifact_path=None,
@@ -276,8 +281,16 @@ class RunLog:
         """Wait until the store has all metrics and tags, and all files for which `upload` was called."""
         self._sender.flush()
 
-    def close(self, status: str, signals: Sequence[int]) -> None:
-        """Send the rest and end the run as FINISHED, FAILED or KILLED.
+    def send_again(self) -> None:
+        """Queue the recorded metrics and tags for sending. The store ignores metrics that it has."""
+        if self._tags_file.is_file():
+            self.tags(json.loads(self._tags_file.read_text(encoding="utf-8")))
+        for step in self._rows:
+            self._unsent.append((step, None))
+            self._sender.submit(self._send_rows)
+
+    def close(self, status: str | None, signals: Sequence[int]) -> None:
+        """Send the rest and end the run as FINISHED, FAILED or KILLED; None leaves a run as it ended.
 
         Raises:
             Exception: the store rejects a call, as in `Sender.flush`.
@@ -286,7 +299,8 @@ class RunLog:
             shutil.copy2(self.record, self.folder)
         self.upload()
         self._sender.submit(self._send_missing)
-        self._sender.submit(partial(self._end, status))
+        if status is not None:
+            self._sender.submit(partial(self._end, status))
         self._sender.flush(signals)
         self._sender.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -295,7 +309,7 @@ class RunLog:
 
     def _end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
-        path = database.file_of(self._store.uri)
+        path = database.file_of(self.store.uri)
         if path is None:
             self._client.get_run(self.run_id)
             return
@@ -307,9 +321,11 @@ class RunLog:
         if found is None:
             raise RunGone(f"{path} was deleted or replaced: it has no such run")
 
-    def give_up(self, status: str) -> None:
+    def give_up(self, status: str | None) -> None:
         """End the run without the calls that the store did not accept."""
         self._sender.stop()
+        if status is None:
+            return
         with suppress(*STORE_ERRORS):
             self._client.set_terminated(self.run_id, status)
 
@@ -393,6 +409,27 @@ def _system_metrics(run_id: str) -> AbstractContextManager[object]:
     return stack
 
 
+def send_record(store: Store, run: RunInfo) -> None:
+    """Send what the store may lack of a run that ended: metrics, tags and files of its record on this machine.
+
+    Raises:
+        RunError: another process continues the run, or the store lost files.
+        StoreError: the store rejects a call.
+    """
+    home = run_folder(store.uri, run)
+    try:
+        with FileLock(home / "lock", timeout=0), store_errors(store.uri), delayed_signals() as signals:
+            log = RunLog(store, run.run_id, home)
+            log.send_again()
+            try:
+                log.close(None, signals)
+            except BaseException:
+                log.give_up(None)
+                raise
+    except Timeout as error:
+        raise RunError(f"another process continues run {run.run_id}") from error
+
+
 def end_dead_runs(store: Store) -> None:
     """Mark as KILLED the runs of the experiment whose process, on this host, has died."""
     for run in search_runs(store, "attributes.status = 'RUNNING'", deleted=False):
@@ -421,4 +458,6 @@ def _close(log: RunLog, status: str) -> None:
         message += f": {store_message(error)}"
         if status == "FINISHED":
             raise RunError(message + ("" if isinstance(error, RunGone) else log.resume_hint())) from error
-        say(message, sys.stderr)  # the error that ended the run is raised instead
+        say(
+            f"{message}; {command('mnist_exp.sync', *log.store.arguments)} sends it", sys.stderr
+        )  # the error that ended the run is raised instead

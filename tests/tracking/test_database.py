@@ -346,7 +346,7 @@ PUBLIC = {
     name: function
     for name in sorted(NAMES)
     if inspect.isfunction(function := getattr(tracking, name))
-    and name != "is_own"  # asks no store
+    and name not in ("is_own", "is_evaluated", "unsent_files")  # ask no store
     and {"store", "uri"} & set(inspect.signature(function).parameters)
 }
 
@@ -376,7 +376,7 @@ def test_what_the_store_refuses_is_told_in_one_line(name, folder, monkeypatch):
     monkeypatch.setattr(tables, "_reading", refuse)
     monkeypatch.setattr(database, "relocate", refuse)
     given = VALUES | {"store": store, "run": run, "folder": folder, "output": folder}
-    if name in ("curve", "artifact_names"):
+    if name in ("curve", "artifact_names", "experiments"):
         given["uri"] = store.uri
     parameters = inspect.signature(PUBLIC[name]).parameters.values()
     arguments = [given[p.name] for p in parameters if p.default is p.empty]

@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -323,6 +324,48 @@ def test_a_run_that_only_the_store_refused_is_finished_by_the_same_command(store
         {"curves.png", "metrics.jsonl"},
     )
     assert not checkpoints.exists()
+
+
+def test_the_record_of_a_run_that_the_store_refused_is_sent_later(store, monkeypatch):
+    monkeypatch.setattr(sender, "PAUSE_SECONDS", 0.0)
+    with monkeypatch.context() as broken:
+        send = mlflow.MlflowClient.log_batch  # params are sent when the run begins
+        broken.setattr(
+            mlflow.MlflowClient,
+            "log_batch",
+            lambda *given, **more: send(*given, **more) if "params" in more else _fail(),
+        )
+        for name in ("log_artifacts", "set_terminated"):
+            broken.setattr(mlflow.MlflowClient, name, _fail)
+        with suppress(ZeroDivisionError), _run(store) as log:
+            log.metrics(1, {"loss": 0.5})
+            (log.folder / "config.yaml").write_text("a: 1")
+            raise ZeroDivisionError("a bug")
+    assert _stored(store) == ("RUNNING", [], set())
+    (run,) = tracking.search_runs(store)
+    assert tracking.unsent_files(store.uri, run, ["config.yaml", "other"]) == {"config.yaml": b"a: 1"}
+    mlflow.MlflowClient(store.uri).set_terminated(run.run_id, "KILLED", end_time=5000)
+    (run,) = tracking.unsent_runs(store)
+    for _ in range(2):  # twice does no harm
+        tracking.send_record(store, run)
+    assert _stored(store) == ("KILLED", [("loss", 1, 0.5)], {"config.yaml", "metrics.jsonl", "traceback.txt"})
+    run = tracking.find_run(store.uri, run.run_id)
+    assert (run.end_time, run.tags["error"]) == (5.0, "ZeroDivisionError: a bug")
+    assert tracking.unsent_runs(store) == []
+
+
+def test_a_record_that_cannot_be_sent_stays(store, monkeypatch):
+    log = _killed(store, Path("out"))
+    log.folder.mkdir()
+    (log.folder / "config.yaml").write_text("a: 1")
+    (run,) = tracking.unsent_runs(store)
+    monkeypatch.setattr(sender, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", _fail)
+    with FileLock(log.folder.parent / "lock"), pytest.raises(RunError, match="another process continues run"):
+        tracking.send_record(store, run)
+    with pytest.raises(tracking.StoreError, match=r"cannot be used: .*out of order"):
+        tracking.send_record(store, run)
+    assert tracking.unsent_runs(store) == [run]
 
 
 def test_a_run_that_failed_before_its_evaluation_is_not_continued(store):
