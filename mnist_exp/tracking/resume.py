@@ -52,6 +52,8 @@ def unsent_runs(store: Store) -> list[RunInfo]:
 
 def unsent_files(uri: str | None, run: RunInfo, names: Collection[str]) -> dict[str, bytes]:
     """Contents of the named files of a run that wait on this machine to be sent."""
+    if "output" not in run.tags:  # another program's run
+        return {}
     folder = run_folder(resolve_uri(uri), run) / ARTIFACTS
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
