@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mnist_exp.tracking import Store
 
 
+NAMED = re.compile(r"(name|init_from|resume|tracking\.experiment)=([\w.+=,-]+)")
+
+
 class PreparedJob(NamedTuple):
     """A job whose data is loaded and whose store is open."""
 
@@ -43,7 +46,7 @@ class ComposedJob(NamedTuple):
 
 
 def checked(overrides: Sequence[str]) -> list[str]:
-    """The overrides with the names of runs in quotation marks, without which Hydra accepts no `=` in a value.
+    """The overrides with names in quotation marks where Hydra would not read them as they are written.
 
     Raises:
         RequestError: an override has a key that only earlier versions had.
@@ -52,7 +55,20 @@ def checked(overrides: Sequence[str]) -> list[str]:
         key, _, value = override.lstrip("+~").partition("=")
         if key in REPLACED:
             raise RequestError(f"{key} is no key any more; write callbacks=early_stopping {REPLACED[key]}={value}")
-    return [re.sub(r"^(init_from|resume)=([\w.+-]+=[\w.+=-]+)$", r"\1='\2'", override) for override in overrides]
+    return [
+        f"{found[1]}={','.join(map(_quoted, found[2].split(',')))}"
+        if (found := NAMED.fullmatch(override))
+        else override
+        for override in overrides
+    ]
+
+
+def _quoted(name: str) -> str:
+    """A name in quotation marks if it has a `=`, as those of runs have, or looks like a number, as `12e45678` does."""
+    with suppress(ValueError):
+        float(name)
+        return f"'{name}'"
+    return f"'{name}'" if "=" in name or name.lower() in ("true", "false") else name
 
 
 def compose(overrides: Sequence[str]) -> ComposedJob:

@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from mnist_exp.config import CONF_DIR, run_name
 from mnist_exp.job import checked
+from mnist_exp.job import compose as compose_run
 from mnist_exp.sweep import grid, jobs
 
 NAMES = {
@@ -38,9 +39,21 @@ def test_a_name_says_what_the_sweep_varies(given):
     assert names == NAMES[given]
 
 
-def test_a_name_that_hydra_would_refuse_gets_quotation_marks():
-    assert checked(["init_from=mlp-lr=0.1-s0", "resume=ab12", "seed=1"]) == [
-        "init_from='mlp-lr=0.1-s0'",
-        "resume=ab12",
-        "seed=1",
-    ]
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("init_from=mlp-lr=0.1-s0", "init_from='mlp-lr=0.1-s0'"),
+        ("init_from=12e45678,ab12", "init_from='12e45678',ab12"),  # beginnings of ids, of which one looks like a number
+        ("resume=01234567", "resume='01234567'"),
+        ("name=true", "name='true'"),
+        ("init_from=null", "init_from=null"),
+        ("resume=ab12", "resume=ab12"),
+        ("seed=1", "seed=1"),
+    ],
+)
+def test_a_name_that_hydra_would_read_otherwise_gets_quotation_marks(given, wanted):
+    assert checked([given]) == [wanted]
+
+
+def test_the_beginning_of_an_id_that_looks_like_a_number_stays_as_it_is():
+    assert compose_run(["init_from=12e45678", "name=1.10"]).config.init_from == "12e45678"
