@@ -132,7 +132,10 @@ def _extras(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _value_mistakes(group: str, place: str, node: Any) -> Iterator[str]:
-    for key, value in flatten(node).items() if isinstance(node, dict) else ():
+    if not isinstance(node, dict):
+        return
+    mappings = {key: value for key, value in node.items() if isinstance(value, dict)}  # in place of a single value
+    for key, value in (flatten(node) | mappings).items():
         rule = rule_in(group, node, key)
         if rule is not None and not rule.holds(value):
             yield f"{place}.{key} must be {rule.says}, got {value!r}"

@@ -56,6 +56,8 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "~optimizer.learning_rate": ("optimizer.learning_rate is required by keras.optimizers.Adam and missing",),
     "~data.validation": ("data.validation is required by",),
     "~foo": ("'foo' does not exist",),
+    "data.train_size={a:1}": ("data.train_size must be null, a count of at least 1, or a share", "got {'a': 1}"),
+    "optimizer.learning_rate={a:{b:1}}": ("optimizer.learning_rate must be ", "got {'a': {'b': 1}}"),
     "model=null": ("model=null", "cannot be started: ", "must be a string or a list", "NoneType"),
     "model=3": ("model=3", "cannot be started: ", "must be a string or a list", "int"),
     # targets
