@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gzip
 import math
+import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ def reading(path: Path, kind: str = NPZ_OR_IDX) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{path}: this machine has too little memory to read it") from error
     except Exception as error:  # the parsers of these formats raise a dozen types on damaged bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__  # some show the damaged bytes
         raise DataError(f"{path}: damaged, truncated, or not {kind}: {reason}") from error
 
 
@@ -86,7 +87,12 @@ def load(reader: Reader, place: Path, paths: Sequence[Path], option: str = "") -
     """Reads the files of a place, or returns the earlier result if they are unchanged."""
     with reading(place):
         # Time and size identify the content, so that a file that changed on disk is read again.
-        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        stamps = []
+        for path in paths:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for another program
+                raise DataError(f"{path}: is not a regular file")
+            stamps.append((str(path), found.st_mtime_ns, found.st_size))
     return _read(reader, str(place), option, *stamps)
 
 

@@ -208,7 +208,7 @@ def _read_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _labels(path: Path, column: int, options: dict[str, Any]) -> np.ndarray:
     numbers = _numbers(path, np.float64, [column], options)
-    if numbers is not None and (numbers == np.rint(numbers)).all():
+    if numbers is not None and (numbers == np.rint(numbers)).all() and np.abs(numbers).max() < 2**63:
         return numbers[:, 0].astype(np.int64)
     return _load(path, f"U{_LONGEST_LABEL}", [column], options)[:, 0]
 
