@@ -63,19 +63,11 @@ def training_batches(
 ) -> tf.data.Dataset:
     """The epochs of `span`, one after the other, as batches in the order that the device loop sees.
 
-    Each batch is divided equally among the replicas: some of its images come twice, the second time with weight 0. The
-    weights of the others make the loss the mean over the batch's own images, so the gradient is that of one device.
-    `OwnMeans` corrects the epoch's metrics. Batch normalisation is not exact: it sees the repeated images.
     `train` has the shapes and types of the epochs' images and labels. It is what they are if nothing is augmented.
     """
-    images, padded_size = len(train.labels), _multiple(batch_size, replicas)
     pixels, labels = tf.constant(train.images), tf.constant(train.labels)
-    places, weights = [], []
-    for first in range(0, images, batch_size):
-        of_batch, weight = _padded(np.arange(first, min(first + batch_size, images)), replicas)
-        places.append(of_batch)
-        weights.append(weight)
-    where, weight_of = np.concatenate(places), tf.constant(np.concatenate(weights))
+    where, weights, padded_size = padded_batches(len(train.labels), batch_size, replicas)
+    weight_of = tf.constant(weights)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         if augmented:
@@ -100,9 +92,27 @@ def training_batches(
 
 def validation_batches(split: Split, replicas: int) -> tf.data.Dataset:
     """A split in batches that the replicas can divide equally; weights keep the metrics those of its own images."""
-    places, weights = _padded(np.arange(len(split.labels)), replicas)
+    places, weights, size = padded_whole(len(split.labels), replicas)
     parts = (split.images[places], split.labels[places], *([weights] if replicas > 1 else []))
-    return tf.data.Dataset.from_tensor_slices(parts).batch(_multiple(EVALUATION_BATCH, replicas))
+    return tf.data.Dataset.from_tensor_slices(parts).batch(size)
+
+
+def padded_batches(images: int, batch_size: int, replicas: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Places in an epoch's order, their weights, and the size of a batch that the replicas divide equally.
+
+    Some images of a batch come twice, the second time with weight 0. The weights of the others make the loss the mean
+    over the batch's own images, so the gradient is that of one device. `OwnMeans` corrects the epoch's metrics. Batch
+    normalisation is not exact: it sees the repeated images.
+    """
+    firsts = range(0, images, batch_size)
+    parts = [_padded(np.arange(first, min(first + batch_size, images)), replicas) for first in firsts]
+    places, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return places, weights, _multiple(batch_size, replicas)
+
+
+def padded_whole(images: int, replicas: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """As `padded_batches`, for a split that is scored whole: only its last batch has repeated images."""
+    return *_padded(np.arange(images), replicas), _multiple(EVALUATION_BATCH, replicas)
 
 
 def _padded(places: np.ndarray, replicas: int) -> tuple[np.ndarray, np.ndarray]:

@@ -48,10 +48,11 @@ class Chunks(NamedTuple):
         return *self.epochs(epoch), int(self.bounds[part]), int(self.bounds[part + 1])
 
 
-def chunks(epochs: Epochs, images: int, batch_size: int, longest: int) -> Chunks:
-    """Cut each epoch evenly into chunks of at most `longest` steps."""
-    steps = -(-images // batch_size)
-    return Chunks(epochs, np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32))
+def chunks(epochs: Epochs, images: int, batch_size: int, longest: int, *, last_alone: bool = False) -> Chunks:
+    """Cut each epoch evenly into chunks of at most `longest` steps; the last step may be a chunk of its own."""
+    steps = -(-images // batch_size) - last_alone
+    bounds = np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32)
+    return Chunks(epochs, np.append(bounds, steps + 1).astype(np.int32) if last_alone else bounds)
 
 
 class Programs(NamedTuple):

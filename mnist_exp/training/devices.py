@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import keras
@@ -52,7 +53,17 @@ def configure(devices: str, threads: int) -> tf.distribute.Strategy | None:
             f"trainer.threads={threads} trainer.devices={devices}: an earlier run of this process fixed other threads "
             "or devices, and TensorFlow cannot change them; start this run in a process of its own"
         ) from error
-    return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)]) if count > 1 else None
+    return _mirrored(kind, count) if count > 1 else None
+
+
+@lru_cache
+def _mirrored(kind: str, count: int) -> tf.distribute.Strategy:
+    """One strategy for all runs of a process.
+
+    Each strategy numbers its sums of gradients from 100 on. With a new one for each run, a model's sums would have the
+    numbers of the earlier model's, and TensorFlow refuses them: `Shape mismatch in the collective instance`.
+    """
+    return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)])
 
 
 def sum_gradients_first(optimizer: keras.Optimizer) -> None:
@@ -70,6 +81,19 @@ def sum_gradients_first(optimizer: keras.Optimizer) -> None:
     optimizer.apply = apply_sum
     for part in getattr(inner, "optimizers", [inner]):  # those of Keras' MultiOptimizer
         part._all_reduce_sum_gradients = list
+
+
+@contextmanager
+def undistributed_data(model: keras.Model) -> Iterator[None]:
+    """Keeps Keras from distributing a mirrored model's data, for `mirrored_loop`, whose devices have their own.
+
+    Handing the numbers of the chunks to two logical CPUs made an epoch take 4.4 s instead of 0.8 s.
+    """
+    strategy, model._distribute_strategy = model._distribute_strategy, None
+    try:
+        yield
+    finally:
+        model._distribute_strategy = strategy
 
 
 def fresh_session(seed: int, precision: str) -> None:

@@ -17,6 +17,7 @@ from mnist_exp.training.batches import OwnMeans, epochs_of, training_batches, un
 from mnist_exp.training.callbacks import Checkpoints, OnEpoch, Report, WithinEpoch, best_epoch
 from mnist_exp.training.device_loop import build_optimizer_state, chunks, device_loop
 from mnist_exp.training.devices import sum_gradients_first
+from mnist_exp.training.mirrored_loop import mirrored_loop
 
 # Steps a call: a tick of the progress bar, the time a Ctrl-C waits, and 2 ms of overhead.
 CHUNK_XLA, CHUNK_GRAPH = 500, 50
@@ -25,7 +26,7 @@ CHUNK_XLA, CHUNK_GRAPH = 500, 50
 class Execution(NamedTuple):
     """How the steps are run, and why so."""
 
-    name: str  # device_loop, mirrored or keras
+    name: str  # device_loop or keras; on several devices mirrored or mirrored_keras
     xla: bool
     why: str
 
@@ -56,7 +57,7 @@ def choose_execution(wanted: str, model: keras.Model, devices: int, *, gpu: bool
     if devices > 1:
         if wanted == "device_loop":
             raise RequestError("trainer.execution=device_loop runs on one device, trainer.devices asks for more")
-        return Execution("mirrored", False, f"{devices} devices")
+        return Execution("mirrored_keras" if wanted == "keras" else "mirrored", False, f"{devices} devices")
     if wanted == "keras":
         return Execution("keras", xla, "asked for" + why)
     return Execution("device_loop", xla, ("one device" if wanted == "auto" else "asked for") + why)
@@ -78,8 +79,8 @@ class Training(NamedTuple):
     seed: int  # of the order of the images
     execution: Execution
     augmentation: Augmentation | None = None  # of the training images
-    # Their batch hooks fire once a chunk of steps in the device loop, at least `calls_per_epoch` times an epoch if one
-    # has this attribute. Checkpoints hold the state of those that have `get_state` and `set_state`, and of Keras' own.
+    # Their batch hooks fire once a chunk of steps, at least `calls_per_epoch` times an epoch if one has this attribute;
+    # in Keras' own `fit` once a step. Checkpoints hold the state of those that have `get_state` and `set_state`, and of Keras' own.
     callbacks: Mapping[str, keras.callbacks.Callback] = MappingProxyType({})
     checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write them to
 
@@ -110,17 +111,18 @@ def fit(
         Diverged: the training loss became NaN or infinite.
     """
     execution, optimizer = training.execution, training.optimizer
+    mirrored = execution.name.startswith("mirrored")
     mixed = training.augmentation is not None and training.augmentation.mixing
     accuracy = keras.metrics.CategoricalAccuracy if mixed else keras.metrics.SparseCategoricalAccuracy
     model.compile(
         optimizer=optimizer,
         loss=training.loss,
-        **{"weighted_metrics" if execution.name == "mirrored" else "metrics": [accuracy(name="accuracy")]},
+        **{"weighted_metrics" if mirrored else "metrics": [accuracy(name="accuracy")]},
         jit_compile=execution.xla and execution.name == "keras",
     )
     with model.distribute_strategy.scope():  # Keras builds it while tracing, where ScheduleFreeAdamW reads no weights
         build_optimizer_state(model)
-    if execution.name == "mirrored":
+    if mirrored:
         sum_gradients_first(model.optimizer)
     report = Report(len(dataset.train.labels), on_epoch, within_epoch)
     keep = Checkpoints(training.checkpoints, report, training.callbacks, within_epochs=execution.name == "device_loop")
@@ -160,19 +162,21 @@ def _feed(model: keras.Model, dataset: Dataset, training: Training, first_epoch:
         train, validation = (soft(split, dataset.num_classes) for split in (train, validation))
     span = range(first_epoch, training.epochs)
     with epochs_of(dataset.train, training.seed, augmentation, span) as epochs:
-        if training.execution.name == "device_loop":
-            calls = max(
-                (getattr(callback, "calls_per_epoch", 1) for callback in training.callbacks.values()), default=1
-            )
-            longest = min(CHUNK_XLA if xla else CHUNK_GRAPH, max(1, -(-images // batch_size) // calls))
-            cut = chunks(epochs, images, batch_size, longest)
-            first = first_epoch * cut.per_epoch
+        name, replicas = training.execution.name, model.distribute_strategy.num_replicas_in_sync
+        means = [OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
+        calls = max((getattr(callback, "calls_per_epoch", 1) for callback in training.callbacks.values()), default=1)
+        longest = min(CHUNK_XLA if xla else CHUNK_GRAPH, max(1, -(-images // batch_size) // calls))
+        cut = chunks(epochs, images, batch_size, longest, last_alone=name == "mirrored")
+        first = first_epoch * cut.per_epoch
+        if name == "device_loop":
             loop = device_loop(model, train, validation, batch_size, cut, xla=xla, done=first + chunk)
             with loop as (cached, seconds):
                 numbers = tf.data.Dataset.range(first, 2**62)
                 yield _Feed(cached, numbers, cut.per_epoch, tf.data.Dataset.range(1), seconds)
+        elif name == "mirrored":
+            with mirrored_loop(model, train, validation, batch_size, cut):
+                numbers = tf.data.Dataset.range(first, 2**62)
+                yield _Feed(model, numbers, cut.per_epoch, tf.data.Dataset.range(1), 0.0, means)
         else:
-            replicas = model.distribute_strategy.num_replicas_in_sync
             batches = training_batches(train, epochs, augmentation is not None, batch_size, replicas, span)
-            means = [OwnMeans(images, batch_size, replicas)] if replicas > 1 else []
             yield _Feed(model, batches, -(-images // batch_size), validation_batches(validation, replicas), 0.0, means)

@@ -583,6 +583,7 @@ def test_divergence_is_an_error_after_its_epoch_was_reported():
         ),
         pytest.param("keras", mlp, 1, False, ("keras", True, "asked for"), id="keras"),
         pytest.param("auto", mlp, 2, False, ("mirrored", False, "2 devices"), id="two_devices"),
+        pytest.param("keras", mlp, 2, False, ("mirrored_keras", False, "2 devices"), id="two_devices_keras"),
     ],
 )
 def test_execution_follows_from_layers_and_devices(wanted, build, replicas, gpu, expected):
@@ -649,6 +650,7 @@ SOME = [ANY[0], ANY[2]]
         pytest.param(2, SOME, id="2-some"),
         pytest.param(2, ANY, marks=pytest.mark.slow, id="2-all"),
         pytest.param(3, ANY, marks=pytest.mark.slow, id="3-all"),
+        pytest.param(4, ANY, marks=pytest.mark.slow, id="4-all"),
     ],
 )
 def test_any_number_of_images_on_any_number_of_devices_is_as_on_one(number, sizes, request):
@@ -675,11 +677,12 @@ def one_device(tmp_path_factory):
     return folder, replicas.train_mlps(folder)
 
 
-@pytest.mark.parametrize(("run", "layers"), list(enumerate(["plain", "bn", "augmented", "clipped"])))
+@pytest.mark.parametrize(("run", "layers"), list(enumerate(replicas.MLPS)))
 def test_two_devices_end_with_the_weights_of_one(two_devices, one_device, run, layers):
     (one, said_one), (two, said_two, *_) = one_device, two_devices
-    assert said_one[run][:2] == ["device_loop", "cpu"]
-    assert said_two[run][:2] == ["mirrored", "2 x cpu"]
+    by_keras = layers == "keras"
+    assert said_one[run][:2] == ["keras" if by_keras else "device_loop", "cpu"]
+    assert said_two[run][:2] == ["mirrored_keras" if by_keras else "mirrored", "2 x cpu"]
     np.testing.assert_allclose(said_one[run][2], said_two[run][2], rtol=1e-5)
     with np.load(one / f"{layers}.npz") as a, np.load(two / f"{layers}.npz") as b:
         for name in a.files:
