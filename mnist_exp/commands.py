@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "score finished runs on their test images or on other data, alone and as an ensemble",
     "predict": "write the class and the probabilities that a run's model predicts for images",
     "reproduce": "train a run again from its record and check whether the result is the same",
-    "sync": "send to the tracking store what it did not accept when runs ended",
+    "sync": "send records of runs that the tracking store did not accept",
     "relocate": "after a project folder was moved, correct the artifact locations in its tracking store",
 }
 MANUAL = "The manual is the folder docs/ of the project. It begins with docs/index.md."

@@ -25,7 +25,7 @@ from mnist_exp.sweep.summary import job_tags
 if TYPE_CHECKING:
     from mnist_exp.tracking import Store
 
-
+# An override with names of runs or experiments as its values.
 NAMED = re.compile(r"(name|init_from|resume|tracking\.experiment)=([\w.+=,-]+)")
 
 

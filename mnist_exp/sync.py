@@ -1,4 +1,4 @@
-"""`python -m mnist_exp.sync`: send to the tracking store what it did not accept when runs ended."""
+"""`python -m mnist_exp.sync`: send records of runs that the tracking store did not accept."""
 
 import sys
 from collections.abc import Sequence

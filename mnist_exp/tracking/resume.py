@@ -43,7 +43,7 @@ def is_evaluated(store: Store, run: RunInfo) -> bool:
 
 
 def unsent_runs(store: Store) -> list[RunInfo]:
-    """Runs that ended while this machine had files of them to send, oldest first."""
+    """Runs that ended before this machine had sent all their files, oldest first."""
     ended = [run for run in search_runs(store, deleted=False) if run.status in ("FAILED", "KILLED")]
     return [
         run for run in reversed(ended) if "output" in run.tags and (run_folder(store.uri, run) / ARTIFACTS).is_dir()

@@ -96,8 +96,12 @@ class RunLog:
                 row = {"step": step, "time": time.time()} | ({"weights": weights} if weights is not None else {})
                 self._rows[step] = row | {name: float(value) for name, value in metrics.items()}
                 self._append(self._rows[step])
-            self._unsent.append((step, None))
-            self._sender.submit(self._send_rows)
+            self._queue(step)
+
+    def _queue(self, step: int, model_id: str | None = None) -> None:
+        """Queue a recorded row for sending; with the id of a model that has the metrics too."""
+        self._unsent.append((step, model_id))
+        self._sender.submit(self._send_rows)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._unwritten += json.dumps(row).encode() + b"\n"
@@ -268,8 +272,7 @@ class RunLog:
                 )
         except STORE_ERRORS as error:
             raise RunError(f"the model could not be stored: {store_message(error)}{self.resume_hint()}") from error
-        self._unsent.append((0, logged.model_id))
-        self._sender.submit(self._send_rows)
+        self._queue(0, logged.model_id)
 
     def resume_hint(self) -> str:
         """How to finish a run that was evaluated but not stored, for an error message; empty for other runs."""
@@ -286,11 +289,10 @@ class RunLog:
         if self._tags_file.is_file():
             self.tags(json.loads(self._tags_file.read_text(encoding="utf-8")))
         for step in self._rows:
-            self._unsent.append((step, None))
-            self._sender.submit(self._send_rows)
+            self._queue(step)
 
     def close(self, status: str | None, signals: Sequence[int]) -> None:
-        """Send the rest and end the run as FINISHED, FAILED or KILLED; None leaves a run as it ended.
+        """Send the rest and end the run as FINISHED, FAILED or KILLED. With None it keeps its status.
 
         Raises:
             Exception: the store rejects a call, as in `Sender.flush`.

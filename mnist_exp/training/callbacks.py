@@ -132,12 +132,11 @@ class Checkpoints(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.report = folder, report
         self.callbacks = callbacks
-        self.within_epochs = folder and within_epochs and not any(map(_acts_on_batches, callbacks.values()))
-        self.next = 0.0  # when to save within an epoch
+        self.within_epochs = folder is not None and within_epochs and not any(map(_acts_on_batches, callbacks.values()))
         self.found = checkpoint.load(folder) if folder is not None else None
 
     def restore(self, model: keras.Model) -> tuple[int, int]:
-        """Put a compiled model where the checkpoint was taken; returns the epochs, and chunks of the next, done."""
+        """Load the checkpoint into a compiled model. Returns the finished epochs, and finished chunks after them."""
         if self.found is None:
             return 0, 0
         with model.distribute_strategy.scope():
@@ -171,7 +170,7 @@ class Checkpoints(keras.callbacks.Callback):
             for variable, value in zip(self.model.metrics_variables, self.found.state["running"], strict=True):
                 variable.assign(value)
             self.report.began -= self.found.state["epoch_seconds"]
-        self.next = time.perf_counter() + PAUSE_SECONDS
+        self.next = time.perf_counter() + PAUSE_SECONDS  # when to save within the epoch
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Write a checkpoint now and then."""

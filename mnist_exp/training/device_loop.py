@@ -49,10 +49,12 @@ class Chunks(NamedTuple):
 
 
 def chunks(epochs: Epochs, images: int, batch_size: int, longest: int, *, last_alone: bool = False) -> Chunks:
-    """Cut each epoch evenly into chunks of at most `longest` steps; the last step may be a chunk of its own."""
+    """Cut each epoch evenly into chunks of at most `longest` steps. With `last_alone` the last step is a chunk."""
     steps = -(-images // batch_size) - last_alone
-    bounds = np.linspace(0, steps, -(-steps // longest) + 1).astype(np.int32)
-    return Chunks(epochs, np.append(bounds, steps + 1).astype(np.int32) if last_alone else bounds)
+    bounds = np.linspace(0, steps, -(-steps // longest) + 1)
+    if last_alone:
+        bounds = np.append(bounds, steps + 1)
+    return Chunks(epochs, bounds.astype(np.int32))
 
 
 class Programs(NamedTuple):
@@ -107,20 +109,30 @@ def device_loop(
         number = int(next(numbers))
         return train_program(*cut(number)) if number >= done else programs.model.get_metrics_result()
 
-    def make_train_function(force: bool = False) -> None:
-        programs.model.train_function = take_chunk
-
-    def make_test_function(force: bool = False) -> None:
-        programs.model.test_function = lambda _: test_program(*everything, 0, test_program.steps)
-
-    programs.model.make_train_function, programs.model.make_test_function = make_train_function, make_test_function
     _copy_state(model, programs.model)
     try:
-        yield programs.model, compile_seconds
+        with functions_of_fit(programs.model, take_chunk, lambda _: test_program(*everything, 0, test_program.steps)):
+            yield programs.model, compile_seconds
     finally:
         _copy_state(programs.model, model)
-        del programs.model.make_train_function, programs.model.make_test_function
-        programs.model.train_function = programs.model.test_function = None
+
+
+@contextmanager
+def functions_of_fit(model: keras.Model, train: Callable, test: Callable) -> Iterator[None]:
+    """Has Keras' `fit` call these functions, with its iterator over the data, instead of its own."""
+
+    def make_train_function(force: bool = False) -> None:
+        model.train_function = train
+
+    def make_test_function(force: bool = False) -> None:
+        model.test_function = test
+
+    model.make_train_function, model.make_test_function = make_train_function, make_test_function
+    try:
+        yield
+    finally:
+        del model.make_train_function, model.make_test_function
+        model.train_function = model.test_function = None
 
 
 def state(model: keras.Model) -> list[keras.Variable]:

@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from mnist_exp.data import Split
 from mnist_exp.training.batches import padded_batches, padded_whole
-from mnist_exp.training.device_loop import Chunks, Logs
-from mnist_exp.training.devices import undistributed_data
+from mnist_exp.training.device_loop import Chunks, Logs, functions_of_fit
 
 
 @contextmanager
@@ -37,21 +36,19 @@ def mirrored_loop(model: keras.Model, train: Split, validation: Split, batch_siz
     images = len(validation.labels)
     train_program = _Program(model, model.train_step, train, *padded_batches(len(train.labels), batch_size, replicas))
     test_program = _Program(model, model.test_step, validation, *padded_whole(images, replicas))
-    everything = validation, np.arange(images)
-
-    def make_train_function(force: bool = False) -> None:
-        model.train_function = lambda numbers: train_program(*cut(int(next(numbers))))
-
-    def make_test_function(force: bool = False) -> None:
-        model.test_function = lambda _: test_program(*everything, 0, test_program.steps)
-
-    model.make_train_function, model.make_test_function = make_train_function, make_test_function
+    everything = validation, np.arange(images, dtype=np.int32)
+    # So Keras does not hand the numbers of the chunks to the devices. On two logical CPUs that made an epoch take 4.4 s
+    # instead of 0.8 s.
+    strategy, model._distribute_strategy = model._distribute_strategy, None
     try:
-        with undistributed_data(model):
+        with functions_of_fit(
+            model,
+            lambda numbers: train_program(*cut(int(next(numbers)))),
+            lambda _: test_program(*everything, 0, test_program.steps),
+        ):
             yield
     finally:
-        del model.make_train_function, model.make_test_function
-        model.train_function = model.test_function = None
+        model._distribute_strategy = strategy
 
 
 @lru_cache(maxsize=4)
@@ -70,13 +67,13 @@ class _Program:
     def __init__(
         self, model: keras.Model, step: Callable, split: Split, where: np.ndarray, weights: np.ndarray, size: int
     ) -> None:
-        self.where = where  # places in the order
+        self.where = where = where.astype(np.int32)  # places in the order
         self.steps = -(-len(where) // size)
         before_last = self.steps - 1
         self.split: Split | None = None
         self.order: np.ndarray | None = None
         strategy = model.distribute_strategy
-        kinds = [(array.shape, array.dtype) for array in (*split, where.astype(np.int32), weights)]
+        kinds = [(array.shape, array.dtype) for array in (*split, where, weights)]
         variables = _variables(strategy, step.__name__, *kinds)
         self.images, self.labels, self.chosen, self.weights = variables
         self.weights.assign(weights)

@@ -1,4 +1,4 @@
-"""Five hundred damaged data sets in every format: one line that refuses them, or a data set that is what it says."""
+"""Five hundred damaged data sets, in each format. Each is refused in one line, or read as a valid data set."""
 
 import gzip
 import os

@@ -264,18 +264,23 @@ def stop_at_once():
     return [early_stopping("val_loss", 1)]
 
 
+CONTINUED = [
+    pytest.param(
+        DEVICE_LOOP,
+        lambda: mlp(dropout=0.2, batch_norm=True),
+        lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
+        lambda: [early_stopping("val_loss", 9), keras.callbacks.TerminateOnNaN()],
+        "float32",
+        id="device_loop",
+    ),
+    pytest.param(DEVICE_LOOP_GRAPH, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
+]
+
+
 @pytest.mark.parametrize(
     ("execution", "build", "make_optimizer", "make_callbacks", "precision"),
     [
-        pytest.param(
-            DEVICE_LOOP,
-            lambda: mlp(dropout=0.2, batch_norm=True),
-            lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
-            lambda: [early_stopping("val_loss", 9)],
-            "float32",
-            id="device_loop",
-        ),
-        pytest.param(DEVICE_LOOP_GRAPH, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
+        *CONTINUED,
         pytest.param(
             DEVICE_LOOP,
             mlp,
@@ -315,27 +320,14 @@ def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def save_after_each_chunk(monkeypatch):
-    """Of four chunks an epoch: 400 images in batches of 64 are 7 steps."""
+    """Has checkpoints written after each of four chunks an epoch: 400 images in batches of 64 are 7 steps."""
     for name, value in {"PAUSE_SECONDS": 0.0, "WRITING": math.inf, "TICK_SECONDS": 0.0}.items():
         monkeypatch.setattr(f"mnist_exp.training.callbacks.{name}", value)
     for name in ("CHUNK_XLA", "CHUNK_GRAPH"):
         monkeypatch.setattr(trainer, name, 2)
 
 
-@pytest.mark.parametrize(
-    ("execution", "build", "make_optimizer", "make_callbacks", "precision"),
-    [
-        pytest.param(
-            DEVICE_LOOP,
-            lambda: mlp(dropout=0.2, batch_norm=True),
-            lambda: keras.optimizers.Adam(schedules.cosine(0.01, 35, alpha=0.0), use_ema=True),
-            lambda: [early_stopping("val_loss", 9), keras.callbacks.TerminateOnNaN()],
-            "float32",
-            id="device_loop",
-        ),
-        pytest.param(DEVICE_LOOP_GRAPH, mlp, scaled_adamw, lambda: [swa(start=0.3)], "mixed_float16", id="float16"),
-    ],
-)
+@pytest.mark.parametrize(("execution", "build", "make_optimizer", "make_callbacks", "precision"), CONTINUED)
 def test_a_training_continues_within_an_epoch(
     tmp_path, monkeypatch, execution, build, make_optimizer, make_callbacks, precision
 ):
