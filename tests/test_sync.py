@@ -22,9 +22,9 @@ undo.enter_context(mock.patch.object(sender, "PAUSE_SECONDS", 0.0))
 # One process runs all commands of this test; here a run's process is told to be gone.
 DIED = """
 from unittest import mock
-from mnist_exp.tracking import run_log
+from mnist_exp.tracking import left_runs
 
-undo.enter_context(mock.patch.object(run_log, "is_gone", lambda process: True))
+undo.enter_context(mock.patch.object(left_runs, "is_gone", lambda process: True))
 """
 
 

@@ -48,8 +48,9 @@ from mnist_exp.tracking.store import (
 )
 
 if TYPE_CHECKING:
-    from mnist_exp.tracking.resume import is_evaluated, unsent_files, unsent_runs
-    from mnist_exp.tracking.run_log import RunGone, RunLog, end_dead_runs, send_record, tracked_run
+    from mnist_exp.tracking.left_runs import end_dead_runs, send_record, unsent_files, unsent_runs
+    from mnist_exp.tracking.resume import is_evaluated
+    from mnist_exp.tracking.run_log import RunGone, RunLog, tracked_run
     from mnist_exp.tracking.sweep_log import (
         close_sweep,
         end_left_runs,
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Imports the modules that record runs when they are first used, because MLflow takes 2 s to import."""
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
-        for part in ("run_log", "sweep_log", "resume"):
+        for part in ("run_log", "sweep_log", "left_runs", "resume"):
             names = vars(importlib.import_module(f"{__name__}.{part}"))
             if name in names:
                 return names[name]

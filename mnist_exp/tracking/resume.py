@@ -1,6 +1,6 @@
-"""Finds runs that can be resumed on this machine, or whose record was not sent."""
+"""Finds an interrupted run that can be resumed on this machine."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from mlflow.entities import RunTag
 from mnist_exp.errors import RequestError
 from mnist_exp.tracking import database, metrics_file
 from mnist_exp.tracking.database import StoreError
-from mnist_exp.tracking.queries import RunInfo, run_info, search_runs, tagged_runs
-from mnist_exp.tracking.store import Store, resolve_uri
+from mnist_exp.tracking.queries import RunInfo, run_info, tagged_runs
+from mnist_exp.tracking.store import Store
 from mnist_exp.tracking.tags import in_store
 
 ARTIFACTS = "artifacts"  # of a record: its files, until the store has them
@@ -40,22 +40,6 @@ def resumable(store: Store, identity: str, wanted: str | bool) -> tuple[RunInfo 
 def is_evaluated(store: Store, run: RunInfo) -> bool:
     """Whether the record of a run on this machine has its scores."""
     return 0 in metrics_file.read(run_folder(store.uri, run) / metrics_file.NAME)
-
-
-def unsent_runs(store: Store) -> list[RunInfo]:
-    """Runs that ended before this machine had sent all their files, oldest first."""
-    ended = [run for run in search_runs(store, deleted=False) if run.status in ("FAILED", "KILLED")]
-    return [
-        run for run in reversed(ended) if "output" in run.tags and (run_folder(store.uri, run) / ARTIFACTS).is_dir()
-    ]
-
-
-def unsent_files(uri: str | None, run: RunInfo, names: Collection[str]) -> dict[str, bytes]:
-    """Contents of the named files of a run that wait on this machine to be sent."""
-    if "output" not in run.tags:  # another program's run
-        return {}
-    folder = run_folder(resolve_uri(uri), run) / ARTIFACTS
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def run_folder(uri: str, run: RunInfo) -> Path:

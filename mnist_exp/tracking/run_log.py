@@ -18,7 +18,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from filelock import FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
@@ -29,11 +28,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_exp.console import command, say
 from mnist_exp.errors import RunError, first_line, interruption
-from mnist_exp.provenance import is_gone, process
+from mnist_exp.provenance import process
 from mnist_exp.redact import redact
 from mnist_exp.tracking import database, metrics_file
 from mnist_exp.tracking.charts import in_section
-from mnist_exp.tracking.queries import RunInfo, run_info, search_runs
+from mnist_exp.tracking.queries import run_info
 from mnist_exp.tracking.resume import ARTIFACTS, reopen, resumable, run_folder
 from mnist_exp.tracking.sender import Sender
 from mnist_exp.tracking.store import (
@@ -43,7 +42,6 @@ from mnist_exp.tracking.store import (
     store_errors,
     store_message,
     uninterrupted,
-    writing,
 )
 from mnist_exp.tracking.tags import in_store
 
@@ -409,35 +407,6 @@ def _system_metrics(run_id: str) -> AbstractContextManager[object]:
     monitor.start()
     stack.callback(monitor.finish)
     return stack
-
-
-def send_record(store: Store, run: RunInfo) -> None:
-    """Send what the store may lack of a run that ended: metrics, tags and files of its record on this machine.
-
-    Raises:
-        RunError: another process continues the run, or the store lost files.
-        StoreError: the store rejects a call.
-    """
-    home = run_folder(store.uri, run)
-    try:
-        with FileLock(home / "lock", timeout=0), store_errors(store.uri), delayed_signals() as signals:
-            log = RunLog(store, run.run_id, home)
-            log.send_again()
-            try:
-                log.close(None, signals)
-            except BaseException:
-                log.give_up(None)
-                raise
-    except Timeout as error:
-        raise RunError(f"another process continues run {run.run_id}") from error
-
-
-def end_dead_runs(store: Store) -> None:
-    """Mark as KILLED the runs of the experiment whose process, on this host, has died."""
-    for run in search_runs(store, "attributes.status = 'RUNNING'", deleted=False):
-        if "process" in run.tags and is_gone(run.tags["process"]):
-            with writing(store) as client:
-                client.set_terminated(run.run_id, "KILLED")
 
 
 def context_tags(tags: Mapping[str, str]) -> dict[str, str]:
