@@ -48,10 +48,6 @@ def send_record(store: Store, run: RunInfo) -> None:
         with FileLock(home / "lock", timeout=0), store_errors(store.uri), delayed_signals() as signals:
             log = RunLog(store, run.run_id, home)
             log.send_again()
-            try:
-                log.close(None, signals)
-            except BaseException:
-                log.give_up(None)
-                raise
+            log.close(None, signals)
     except Timeout as error:
         raise RunError(f"another process continues run {run.run_id}") from error

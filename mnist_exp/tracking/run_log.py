@@ -293,8 +293,19 @@ class RunLog:
         """Send the rest and end the run as FINISHED, FAILED or KILLED. With None it keeps its status.
 
         Raises:
-            Exception: the store rejects a call, as in `Sender.flush`.
+            Exception: the store rejects a call, as in `Sender.flush`. The run ends without it.
         """
+        try:
+            self._close(status, signals)
+        except BaseException:
+            self._sender.stop()
+            if status is not None:
+                left = "KILLED" if signals else "FAILED" if status == "FINISHED" else status
+                with suppress(*STORE_ERRORS):
+                    self._client.set_terminated(self.run_id, left)
+            raise
+
+    def _close(self, status: str | None, signals: Sequence[int]) -> None:
         if self.record.exists():
             shutil.copy2(self.record, self.folder)
         self.upload()
@@ -320,14 +331,6 @@ class RunLog:
             raise RunGone(f"{path} was deleted or replaced: {store_message(error)}") from error
         if found is None:
             raise RunGone(f"{path} was deleted or replaced: it has no such run")
-
-    def give_up(self, status: str | None) -> None:
-        """End the run without the calls that the store did not accept."""
-        self._sender.stop()
-        if status is None:
-            return
-        with suppress(*STORE_ERRORS):
-            self._client.set_terminated(self.run_id, status)
 
 
 @contextmanager
@@ -419,11 +422,7 @@ def _close(log: RunLog, status: str) -> None:
     """End a run; Ctrl-C is delayed meanwhile. Raises RunError if a finished run could not be stored."""
     try:
         with delayed_signals() as signals:
-            try:
-                log.close(status, signals)
-            except BaseException:
-                log.give_up("KILLED" if signals else "FAILED" if status == "FINISHED" else status)
-                raise
+            log.close(status, signals)
     except WRITE_ERRORS as error:
         message = f"the tracking store did not accept the end of run {log.run_id}: its record is in {log.record.parent}"
         message += f": {store_message(error)}"
