@@ -35,6 +35,7 @@ PRESETS = (
     Preset("dropout_mlp", 0.98, True),
     Preset("residual_mlp", 0.97, False),
     Preset("speedrun", 0.9904, True),
+    Preset("mlp_record", 0.9920, True),
     Preset("mlp_elastic", 0.9930, True),
     Preset("cnn_record", 0.996, False),
     Preset("fashion_cnn", 0.925, True),
