@@ -21,24 +21,25 @@ SEEDS = range(5)
 
 
 class Preset(NamedTuple):
-    """A preset and its reference: the published test accuracy, or our aim if none was published."""
+    """A preset and its published test accuracy, or our aim if none was published."""
 
     name: str
-    wanted: float
-    published: bool
+    published: float | None = None
+    aim: float | None = None
 
 
 PRESETS = (
-    Preset("linear", 0.926, True),
-    Preset("workshop_mlp", 0.977, True),
-    Preset("wide_mlp", 0.98, True),
-    Preset("dropout_mlp", 0.98, True),
-    Preset("residual_mlp", 0.97, False),
-    Preset("speedrun", 0.9904, True),
-    Preset("mlp_record", 0.9920, True),
-    Preset("mlp_elastic", 0.9930, True),
-    Preset("cnn_record", 0.996, False),
-    Preset("fashion_cnn", 0.925, True),
+    Preset("linear", published=0.926),
+    Preset("workshop_mlp", published=0.977),
+    Preset("wide_mlp", published=0.98),
+    Preset("dropout_mlp", published=0.98),
+    Preset("residual_mlp", aim=0.97),
+    Preset("residual_mlp_plus"),
+    Preset("speedrun", published=0.9904),
+    Preset("mlp_record", published=0.9920),
+    Preset("mlp_elastic", published=0.9930),
+    Preset("cnn_record", aim=0.996),
+    Preset("fashion_cnn", published=0.925),
 )
 # What the author of `residual_mlp` lists as improvements, each measured alone. `affine` is one of the two augmentations
 # with the best means in `augmentation_study`.
@@ -67,8 +68,9 @@ def runs_of(stores: Sequence[tracking.Store], *overrides: str) -> dict[int, RunI
 def row(preset: Preset, runs: Sequence[RunInfo]) -> str:
     """A line of the table; `runs` has at least two."""
     test = summarise([run.metrics["test_accuracy"] for run in runs], (0, 1))
-    wanted = f"{preset.wanted:.2%}" if preset.published else f"none, aim {preset.wanted:.2%}"
-    reached = "yes" if test.mean >= preset.wanted else "inside" if test.high >= preset.wanted else "**no**"
+    wanted = preset.published or preset.aim
+    figure = f"{wanted:.2%}" if preset.published else f"none, aim {wanted:.2%}" if wanted else "none"
+    reached = "" if not wanted else "yes" if test.mean >= wanted else "inside" if test.high >= wanted else "**no**"
     validation = "the test images"
     if runs[0].tags["selection"] == "validation":
         validation = f"{statistics.mean(run.metrics['final_val_accuracy'] for run in runs):.2%}"
@@ -76,7 +78,7 @@ def row(preset: Preset, runs: Sequence[RunInfo]) -> str:
     ids = " ".join(f"`{run.run_id[:8]}`" for run in runs)
     interval = f"{test.mean:.2%} ± {(test.mean - test.low) * 100:.2f}"
     return (
-        f"| `{preset.name}` | {interval} | {wanted} | {reached} | {len(runs)} | {validation} | {seconds:.0f} | {ids} |"
+        f"| `{preset.name}` | {interval} | {figure} | {reached} | {len(runs)} | {validation} | {seconds:.0f} | {ids} |"
     )
 
 

@@ -383,7 +383,8 @@ def test_presets_train_what_their_authors_wrote():
     assert wide.model["hidden"] == [512, 256]
     assert (wide.trainer.batch_size, wide.trainer.epochs) == (32, 5)
     assert wide.optimizer["learning_rate"] == 0.001
-    selected = {"smoke", "lr_range", "mlp_elastic", "cnn_record", "fashion_cnn"}  # on validation images
+    # Those that are selected on validation images.
+    selected = {"smoke", "lr_range", "residual_mlp_plus", "mlp_record", "mlp_elastic", "cnn_record", "fashion_cnn"}
     for preset in PRESETS:
         validation = check(composed(f"experiment={preset}")).data["validation"]
         assert (validation == "test") == (preset not in selected)
