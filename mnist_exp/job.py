@@ -25,7 +25,7 @@ from mnist_exp.sweep.summary import job_tags
 if TYPE_CHECKING:
     from mnist_exp.tracking import Store
 
-# An override with names of runs or experiments as its values.
+# Matches an override whose value is the name or id of a run, or the name of an experiment.
 NAMED = re.compile(r"(name|init_from|resume|tracking\.experiment)=([\w.+=,-]+)")
 
 

@@ -1,4 +1,4 @@
-"""What runs left behind: those whose process has died, and records on this machine that the store did not accept."""
+"""Finds runs whose process has died, and records on this machine that the store did not accept."""
 
 from collections.abc import Collection
 
@@ -21,7 +21,7 @@ def end_dead_runs(store: Store) -> None:
 
 
 def unsent_runs(store: Store) -> list[RunInfo]:
-    """Runs that ended before this machine had sent all their files, oldest first."""
+    """Ended runs with files on this machine that were not sent, oldest first."""
     ended = [run for run in search_runs(store, deleted=False) if run.status in ("FAILED", "KILLED")]
     return [
         run for run in reversed(ended) if "output" in run.tags and (run_folder(store.uri, run) / ARTIFACTS).is_dir()

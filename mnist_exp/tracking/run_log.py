@@ -97,7 +97,7 @@ class RunLog:
             self._queue(step)
 
     def _queue(self, step: int, model_id: str | None = None) -> None:
-        """Queue a recorded row for sending; with the id of a model that has the metrics too."""
+        """Queue a recorded row for sending. With `model_id` its metrics are those of that logged model, too."""
         self._unsent.append((step, model_id))
         self._sender.submit(self._send_rows)
 
@@ -293,7 +293,7 @@ class RunLog:
         """Send the rest and end the run as FINISHED, FAILED or KILLED. With None it keeps its status.
 
         Raises:
-            Exception: the store rejects a call, as in `Sender.flush`. The run ends without it.
+            Exception: the store rejects a call, as in `Sender.flush`. The run is ended even then.
         """
         try:
             self._close(status, signals)

@@ -119,7 +119,7 @@ def device_loop(
 
 @contextmanager
 def functions_of_fit(model: keras.Model, train: Callable, test: Callable) -> Iterator[None]:
-    """Has Keras' `fit` call these functions, with its iterator over the data, instead of its own."""
+    """Makes Keras' `fit` call `train` and `test` instead of its own functions. Both get the iterator over the data."""
 
     def make_train_function(force: bool = False) -> None:
         model.train_function = train

@@ -80,8 +80,8 @@ class Training(NamedTuple):
     execution: Execution
     augmentation: Augmentation | None = None  # of the training images
     # Their batch hooks fire once a chunk of steps, at least `calls_per_epoch` times an epoch if one has this attribute;
-    # in plain `fit` once a step. Checkpoints hold the state of those that have `get_state` and `set_state`, and of
-    # Keras' own.
+    # in plain `fit` once a step. Checkpoints also hold the state of Keras' own callbacks, and of others that have
+    # `get_state` and `set_state`.
     callbacks: Mapping[str, keras.callbacks.Callback] = MappingProxyType({})
     checkpoints: Path | None = None  # folder to continue from, if it has a checkpoint, and to write them to
 

@@ -320,7 +320,7 @@ def test_a_continued_training_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def save_after_each_chunk(monkeypatch):
-    """Has checkpoints written after each of four chunks an epoch: 400 images in batches of 64 are 7 steps."""
+    """Makes a run write a checkpoint after each chunk. 400 images in batches of 64 are 7 steps, in four chunks."""
     for name, value in {"PAUSE_SECONDS": 0.0, "WRITING": math.inf, "TICK_SECONDS": 0.0}.items():
         monkeypatch.setattr(f"mnist_exp.training.callbacks.{name}", value)
     for name in ("CHUNK_XLA", "CHUNK_GRAPH"):
