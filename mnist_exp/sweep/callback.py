@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -82,6 +83,14 @@ class SweepCallback(Callback):
             files += Path(settings.runtime.output_dir, settings.output_subdir).glob("*.yaml")
         for path in files:
             redact_file(path)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Drops the configs of a job that ended; its result is all that a sweeper reads.
+
+        Hydra keeps those of all jobs to the end, and Keras collects garbage before each run: in a sweep of 500 runs a
+        run took 1.6 s at first and 1.9 s at last.
+        """
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Closes the sweep's run with its summary; exits with 1 if a job has no result."""
