@@ -99,6 +99,18 @@ def test_permutation_tries_all_combinations_of_few_pairs():
     assert statistics.permutation(sample([0.1, 0.2, 0.3, 0.4, 0.5]), sample([0] * 5)) == 2 / 32
 
 
+def test_permutation_of_many_pairs_counts_the_given_signs_too():
+    # Two of 2^40 arrangements are as extreme, so none of those that are drawn.
+    assert statistics.permutation(sample(range(1, 41)), sample([0] * 40)) == 1 / (statistics.RESAMPLES + 1)
+
+
+def test_bootstrap_interval_is_the_one_of_scipy():
+    expected = scipy_stats.bootstrap((MAIZE,), np.mean, n_resamples=20_000, method="percentile", rng=1)
+    error = np.std(MAIZE) / math.sqrt(len(MAIZE))
+    found = statistics.bootstrap(sample(MAIZE), sample([0] * 15))
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=0.08 * error)
+
+
 def test_coverage_of_the_bootstrap_interval(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 999)
     for seeds, covers in ((5, 0.82), (20, 0.92)):
@@ -115,6 +127,12 @@ def test_hedges_g_of_a_textbook():
     assert [statistics.hedges_g(v, 0.0, 8) for v in (0.0, -1.0)] == [0.0, -math.inf]
 
 
+def test_hedges_g_of_samples_of_unequal_size():
+    found = statistics.difference(sample([2, 4, 6]), sample([1, 2, 3, 4], first=10))
+    # Means 4 and 2.5, variances 4 and 5/3, and 5 degrees of freedom.
+    assert found.effect == pytest.approx(1.5 / math.sqrt((4 + 5 / 3) / 2) * (1 - 3 / 19))
+
+
 @pytest.mark.parametrize(
     ("size", "paired", "seeds"),
     [(0.5, False, 64), (0.8, False, 26), (0.5, True, 34), (0.2, True, 199), (0.01, True, None), (50.0, True, 2)],
@@ -122,6 +140,12 @@ def test_hedges_g_of_a_textbook():
 def test_seeds_to_show_of_published_tables(size, paired, seeds):
     """64 and 26 are from Cohen's table of 1988, 34 and 199 from G*Power."""
     assert statistics.seeds_to_show(-size * 3, 3.0, paired) == seeds
+
+
+@pytest.mark.parametrize("size", [0.6, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0])
+def test_seeds_to_show_of_few_seeds_are_those_of_statsmodels(size):
+    solved = power.TTestIndPower().solve_power(size, power=statistics.POWER, alpha=0.05)
+    assert statistics.seeds_to_show(size, 1.0, paired=False) == math.ceil(solved)
 
 
 def test_seeds_to_show_reach_the_power():
