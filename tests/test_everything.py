@@ -1,6 +1,7 @@
 """Every option of every group composes, builds, trains for two steps, scores and exports.
 
-`python -m tests.test_everything GROUP PRECISION` trains every option of the group in every execution.
+`python -m tests.test_everything GROUP PRECISION` trains every option of the group in every execution, and `python -m
+tests.test_everything presets` every preset on one, two and four devices.
 """
 
 import json
@@ -20,6 +21,7 @@ import tensorflow as tf
 from mnist_exp import builders, experiment
 from mnist_exp.config import CONF_DIR, check
 from mnist_exp.training import devices, trainer
+from tests.helpers.commands import SHORT
 from tests.helpers.configs import composed
 from tests.helpers.digits import small
 
@@ -37,22 +39,27 @@ COLUMNS = [MODELS, *([f"{group}={name}" for name in islice(cycle(options(group))
 SMALL = ("data=digits", "trainer.epochs=1", "trainer.batch_size=20", "trainer.checkpoint=false")
 
 
-def fitted(overrides, folder=Path(), strategy=None):
-    """The model, trained with two steps an epoch as a run would train it; whether it changed; its history."""
-    config = check(composed(*SMALL, *overrides))
-    if "blocks" in config.model:
-        config.model["blocks"] = 1
-    dataset = small(40, 20)
+def train(config, dataset, folder=Path(), strategy=None):
+    """The model, trained as a run would train it; its weights before; its history."""
     devices.fresh_session(0, config.trainer.precision)
     prepared = SimpleNamespace(config=config, dataset=dataset, factors={"device": "cpu"})
     log = SimpleNamespace(tags=lambda tags: None, folder=folder, checkpoints=None)
     try:
         with strategy.scope() if strategy is not None else nullcontext():
-            model, training = experiment._build(prepared, log, 1 if strategy is None else 2)
+            replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+            model, training = experiment._build(prepared, log, replicas)
         before = [np.array(weight) for weight in model.trainable_weights]
-        history = trainer.fit(model, dataset, training).history
+        return model, before, trainer.fit(model, dataset, training).history
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def fitted(overrides, folder=Path(), strategy=None):
+    """The model, trained with two steps an epoch; whether it changed; its history."""
+    config = check(composed(*SMALL, *overrides))
+    if "blocks" in config.model:
+        config.model["blocks"] = 1
+    model, before, history = train(config, small(40, 20), folder, strategy)
     assert math.isfinite(history["train_loss"][-1])
     changed = [not np.array_equal(old, new) for old, new in zip(before, model.trainable_weights, strict=True)]
     return model, any(changed), history
@@ -123,5 +130,56 @@ def main(group, precision):
     print(json.dumps(failures))
 
 
+def options_of_presets():
+    return [name for name in options("experiment") if name not in ("smoke", "lr_range")]
+
+
+def preset(name, images, epochs, rate, strategy):
+    """The weights and losses of a preset, with SGD if there is a rate, without random parts: they differ by device."""
+    given = ("data=digits", "augment=none", "trainer.batch_size=32", "trainer.checkpoint=false")
+    config = check(composed(f"experiment={name}", *given, f"trainer.epochs={epochs}"))
+    config.model.update({key: 0.0 for key in ("dropout", "noise", "input_noise") if key in config.model})
+    if rate is not None:
+        config.optimizer = {"_target_": "keras.optimizers.SGD", "learning_rate": rate}
+        config.schedule = {"_target_": "mnist_exp.schedules.constant"}
+    model, _, history = train(config, small(images, 20), strategy=strategy)
+    return model.get_weights(), history["train_loss"]
+
+
+def presets(number, folder):
+    """Trains each preset on this many devices in several ways; writes its weights and losses."""
+    strategy = devices.configure(f"cpu:{number}" if number > 1 else "cpu", 2)
+    for name, (way, settings) in product(options_of_presets(), WAYS.items()):
+        weights, losses = preset(name, *settings, strategy)
+        np.savez(f"{folder}/{name}-{way}.npz", *weights, losses=losses)
+
+
+# Images, epochs, learning rate of SGD: None is the optimizer and the schedule of the preset.
+WAYS = {"step": (32, 1, 0.05), "sgd": (1000, 3, 0.05), "slow": (1000, 3, 0.001), "own": (1000, 3, None)}
+SMOOTH = ("dropout_mlp", "linear", "residual_mlp", "wide_mlp", "workshop_mlp")  # neither batch norm nor convolutions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2] if SHORT else [2, 4])
+def test_every_preset_trains_on_several_devices_as_on_one(number, tmp_path):
+    """After one step all weights agree. Later the rounding of some networks grows, also on one device."""
+    for count in (1, number):
+        (tmp_path / str(count)).mkdir()
+        command = [sys.executable, "-m", "tests.test_everything", "presets", str(count), str(tmp_path / str(count))]
+        subprocess.run(command, check=True, capture_output=True, timeout=1200)
+    for name, way in product(options_of_presets(), WAYS):
+        one, several = (np.load(tmp_path / str(count) / f"{name}-{way}.npz") for count in (1, number))
+        weights = [key for key in one.files if key != "losses"]
+        largest = max(np.abs(one[key]).max() for key in weights)
+        gap = max(np.abs(one[key] - several[key]).max() for key in weights) / largest
+        if way == "step" or name in SMOOTH:
+            assert gap <= (1e-4 if way == "own" else 2e-6), (name, way, gap)
+        if way == "slow":
+            np.testing.assert_allclose(one["losses"], several["losses"], rtol=1e-3, err_msg=name)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "presets":
+        presets(int(sys.argv[2]), sys.argv[3])
+    else:
+        main(*sys.argv[1:])
