@@ -1,5 +1,7 @@
 """`python -m benchmarks.speed [--quick]`: this project against the plain Keras scripts it replaces, side by side.
 
+A second table has two of the networks in PyTorch and PyTorch Lightning. All sides compute in float32.
+
 Each row runs both sides one after the other, each in a process of its own, and compares the medians of the epochs
 after the first. Ours is the whole tracked command; the seconds between the ends of two epochs are read from the run's
 own record and so hold validation, callbacks and tracking. The table goes to standard output and to benchmarks/results/,
@@ -86,6 +88,8 @@ JAX = (
     ("784-128-10, batch 32, against JAX `lax.scan`", [128], 1.1),
     ("784-512-256-10, batch 32, against JAX `lax.scan`", [512, 256], 1.15),
 )
+TORCH = {"mlp": WORKS[0], "cnn": WORKS[5]}  # by the name of the network in `peers.torch_fit`
+TORCH_LOOPS = {"PyTorch": [], "PyTorch Lightning": ["--lightning"]}
 
 
 class Row(NamedTuple):
@@ -165,6 +169,19 @@ def compare_jax(folder: Path, name: str, hidden: list[int], most: float) -> Row:
     return Row(name, theirs, ours, f"<= {most:g} x its time", ours <= most * theirs, f"{ours / theirs:.2f} x its time")
 
 
+def compare_torch(folder: Path, net: str, work: Work) -> str:
+    """A row: the median seconds of an epoch of each side, and which is the fastest."""
+    theirs, ours = work.epochs
+    seconds = {}
+    for name, options in TORCH_LOOPS.items():
+        peer = run_peer(folder, "torch_fit", f"--net={net}", f"--epochs={theirs}", *options)
+        seconds[name] = statistics.median(peer["epoch_seconds"])
+    epochs = run_ours(folder, *work.ours, f"trainer.epochs={ours}", "seed=1")
+    seconds["mnist_exp"] = statistics.median(np.diff([epoch["time"] for epoch in epochs]))
+    figures = " | ".join(f"{value:.2f}" for value in seconds.values())
+    return f"| {work.name} | {figures} | {min(seconds, key=seconds.__getitem__)} |"
+
+
 def compare_processes(folder: Path) -> list[Row]:
     """From process start to exit: one run, and the README's sweep against four scripts."""
 
@@ -220,11 +237,11 @@ def machine_line(more: str = "") -> str:
     )
 
 
-def markdown(rows: Sequence[Row], peak: float) -> str:
-    """The table under a line that says where it was measured."""
+def markdown(rows: Sequence[Row], torch: Sequence[str], peak: float) -> str:
+    """The tables under a line that says where they were measured."""
     lines = [
         machine_line(f"matrix product {peak / 1e9:.0f} GFLOP/s; ")
-        + " Seconds an epoch of 60,000 images, medians after the first.",
+        + " Seconds an epoch of 60,000 images in float32, medians after the first.",
         "",
         "| work | plain Keras, s | mnist_exp, s | times faster | bar | met | |",
         "|---|--:|--:|--:|--:|---|---|",
@@ -234,31 +251,40 @@ def markdown(rows: Sequence[Row], peak: float) -> str:
         lines.append(
             f"| {row.work} | {row.peer:.2f} | {row.ours:.2f} | {row.ratio:.1f} | {row.bar} | {met} | {row.note} |"
         )
+    if torch:
+        lines += ["", f"Against torch {version('torch')} and lightning {version('lightning')}, seconds an epoch:", ""]
+        lines += [f"| work | {' | '.join(TORCH_LOOPS)} | mnist_exp | fastest |", "|---|--:|--:|--:|---|", *torch]
     return "\n".join(lines) + "\n"
 
 
+def measure(folder: Path, only: str, *, quick: bool, peak: float) -> list[Row]:
+    """The rows beside Keras and JAX whose names contain `only`."""
+    rows = []
+    for work in WORKS:
+        if only in work.name and not (quick and "cnn" in work.name):
+            rows.append(compare(folder, work, quick=quick, peak=peak))
+            print(rows[-1], file=sys.stderr, flush=True)
+    for title, hidden, most in () if quick else JAX:
+        if only in title:
+            rows.append(compare_jax(folder, title, hidden, most))
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows + (compare_processes(folder) if only in "process start to exit" else [])
+
+
 def main() -> None:
-    """Measure every row and write the table and its plot."""
+    """Measure every row and write the tables and their plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer epochs, no CNN, no JAX")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs, no CNN, no JAX, no PyTorch")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     settings = parser.parse_args()
     peak = peak_flops()
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         execute(folder, "mnist_exp.train", "experiment=smoke")  # creates the database: once a project, not once a run
-        for work in WORKS:
-            if settings.only in work.name and not (settings.quick and "cnn" in work.name):
-                rows.append(compare(folder, work, quick=settings.quick, peak=peak))
-                print(rows[-1], file=sys.stderr, flush=True)
-        for title, hidden, most in JAX:
-            if settings.only in title and not settings.quick:
-                rows.append(compare_jax(folder, title, hidden, most))
-                print(rows[-1], file=sys.stderr, flush=True)
-        if not settings.only or settings.only in "process start to exit":
-            rows += compare_processes(folder)
-    table = markdown(rows, peak)
+        rows = measure(folder, settings.only, quick=settings.quick, peak=peak)
+        chosen = {} if settings.quick else {net: work for net, work in TORCH.items() if settings.only in work.name}
+        torch = [compare_torch(folder, net, work) for net, work in chosen.items()]
+    table = markdown(rows, torch, peak)
     print(table)
     if not settings.only:
         RESULTS.mkdir(exist_ok=True)
