@@ -15,10 +15,14 @@ test:  ## the default tests, with branch coverage
 slow:  ## the tests that take minutes
 	python -m pytest -m slow
 
+mutate:  ## changes details of the code and counts the changes that the tests notice; takes hours
+	mutmut run
+	mutmut results
+
 docs:  ## the manual, into site/
 	mkdocs build --strict
 
 bench:  ## the quick benchmarks beside plain Keras scripts
 	python -m benchmarks.speed --quick
 
-.PHONY: help check test slow docs bench
+.PHONY: help check test slow mutate docs bench

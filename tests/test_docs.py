@@ -31,6 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = {  # the measured tables of each page
     DOCS / "benchmarks.md": ["speed", "scaling"],
     DOCS / "presets.md": ["presets", "additions"],
+    DOCS / "tested.md": ["load"],
 }
 FRONT = ["workshop_mlp", "residual_mlp", "speedrun", "mlp_elastic", "cnn_record"]  # the presets in README
 END = "<!-- end -->\n"

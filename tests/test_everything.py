@@ -1,7 +1,7 @@
 """Every option of every group composes, builds, trains for two steps, scores and exports.
 
-`python -m tests.test_everything GROUP PRECISION` trains every option of the group in every execution, and `python -m
-tests.test_everything presets` every preset on one, two and four devices.
+`python -m tests.test_everything options GROUP PRECISION DEVICES` trains every option of the group in every execution,
+and `python -m tests.test_everything presets DEVICES FOLDER` every preset.
 """
 
 import json
@@ -42,7 +42,7 @@ SMALL = ("data=digits", "trainer.epochs=1", "trainer.batch_size=20", "trainer.ch
 def train(config, dataset, folder=Path(), strategy=None):
     """The model, trained as a run would train it; its weights before; its history."""
     devices.fresh_session(0, config.trainer.precision)
-    prepared = SimpleNamespace(config=config, dataset=dataset, factors={"device": "cpu"})
+    prepared = SimpleNamespace(config=config, dataset=dataset, factors={"device": devices.describe(strategy)})
     log = SimpleNamespace(tags=lambda tags: None, folder=folder, checkpoints=None)
     try:
         with strategy.scope() if strategy is not None else nullcontext():
@@ -96,19 +96,36 @@ def test_every_callback_trains(option, tmp_path, without_xla):
     fitted(["model=linear", f"callbacks={option}", *schedule, "trainer.epochs=2"], tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("group", ["model", "optimizer"])
-def test_every_option_trains_alike_in_every_execution_and_precision(group, precision):
-    command = [sys.executable, "-m", "tests.test_everything", group, precision]
+def several(*numbers):
+    """CPUs as devices for a slow test, and GPUs, which need the machine to have them."""
+    gpus = [pytest.param(name, marks=pytest.mark.gpu) for name in ("gpu", "gpu:2")]
+    return pytest.mark.parametrize("wanted", [*(f"cpu:{number}" for number in numbers), *gpus])
+
+
+def in_a_process(task, *given, wanted):
+    """What the task prints; skips the test if the machine lacks the GPUs. TensorFlow fixes a process's devices."""
+    kind, _, number = wanted.partition(":")
+    found = len(tf.config.list_physical_devices("GPU"))
+    if kind == "gpu" and found < int(number or 1):
+        pytest.skip(f"{wanted} is not there: TensorFlow finds {found} GPUs")
+    command = [sys.executable, "-m", "tests.test_everything", task, *given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {}
+    return done.stdout
 
 
-def main(group, precision):
+@pytest.mark.slow
+@several(2)
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("group", ["model", "optimizer"])
+def test_every_option_trains_alike_in_every_execution_and_precision(group, precision, wanted):
+    printed = in_a_process("options", group, precision, wanted, wanted=wanted)
+    assert json.loads(printed.splitlines()[-1]) == {}
+
+
+def train_options(group, precision, wanted):
     """Trains every option in three executions; prints the failures as JSON, from option to message."""
-    strategy = devices.configure("cpu:2", 2)
+    strategy = devices.configure(wanted, 2)
     given = [f"trainer.precision={precision}"]
     if precision == "mixed_float16":
         given.append("trainer.epochs=8")  # the first steps may only find a loss scale at which no gradient overflows
@@ -146,40 +163,38 @@ def preset(name, images, epochs, rate, strategy):
     return model.get_weights(), history["train_loss"]
 
 
-def presets(number, folder):
-    """Trains each preset on this many devices in several ways; writes its weights and losses."""
-    strategy = devices.configure(f"cpu:{number}" if number > 1 else "cpu", 2)
+def train_presets(wanted, folder):
+    """Trains each preset in several ways; writes its weights and losses."""
+    strategy = devices.configure(wanted, 2)
     for name, (way, settings) in product(options_of_presets(), WAYS.items()):
         weights, losses = preset(name, *settings, strategy)
         np.savez(f"{folder}/{name}-{way}.npz", *weights, losses=losses)
 
 
 # Images, epochs, learning rate of SGD: None is the optimizer and the schedule of the preset.
-WAYS = {"step": (32, 1, 0.05), "sgd": (1000, 3, 0.05), "slow": (1000, 3, 0.001), "own": (1000, 3, None)}
+WAYS = {"step": (32, 1, 0.05), "sgd": (1000, 3, 0.05)}
+WAYS |= {} if SHORT else {"slow": (1000, 3, 0.001), "own": (1000, 3, None)}
 SMOOTH = ("dropout_mlp", "linear", "residual_mlp", "wide_mlp", "workshop_mlp")  # neither batch norm nor convolutions
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [2] if SHORT else [2, 4])
-def test_every_preset_trains_on_several_devices_as_on_one(number, tmp_path):
+@several(2) if SHORT else several(2, 4)
+def test_every_preset_trains_on_several_devices_as_on_one(wanted, tmp_path):
     """After one step all weights agree. Later the rounding of some networks grows, also on one device."""
-    for count in (1, number):
-        (tmp_path / str(count)).mkdir()
-        command = [sys.executable, "-m", "tests.test_everything", "presets", str(count), str(tmp_path / str(count))]
-        subprocess.run(command, check=True, capture_output=True, timeout=1200)
+    for name in ("cpu", wanted):
+        (tmp_path / name).mkdir()
+        in_a_process("presets", name, str(tmp_path / name), wanted=wanted)
+    exact = 2e-6 if wanted.startswith("cpu") else 1e-3  # a GPU rounds the products of convolutions to 10 bits
     for name, way in product(options_of_presets(), WAYS):
-        one, several = (np.load(tmp_path / str(count) / f"{name}-{way}.npz") for count in (1, number))
+        one, other = (np.load(tmp_path / device / f"{name}-{way}.npz") for device in ("cpu", wanted))
         weights = [key for key in one.files if key != "losses"]
         largest = max(np.abs(one[key]).max() for key in weights)
-        gap = max(np.abs(one[key] - several[key]).max() for key in weights) / largest
+        gap = max(np.abs(one[key] - other[key]).max() for key in weights) / largest
         if way == "step" or name in SMOOTH:
-            assert gap <= (1e-4 if way == "own" else 2e-6), (name, way, gap)
+            assert gap <= (max(exact, 1e-4) if way == "own" else exact), (name, way, gap)
         if way == "slow":
-            np.testing.assert_allclose(one["losses"], several["losses"], rtol=1e-3, err_msg=name)
+            np.testing.assert_allclose(one["losses"], other["losses"], rtol=1e-3, err_msg=name)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "presets":
-        presets(int(sys.argv[2]), sys.argv[3])
-    else:
-        main(*sys.argv[1:])
+    {"options": train_options, "presets": train_presets}[sys.argv[1]](*sys.argv[2:])
