@@ -88,7 +88,7 @@ JAX = (
     ("784-128-10, batch 32, against JAX `lax.scan`", [128], 1.1),
     ("784-512-256-10, batch 32, against JAX `lax.scan`", [512, 256], 1.15),
 )
-TORCH = {"mlp": WORKS[0], "cnn": WORKS[5]}  # by the name of the network in `peers.torch_fit`
+TORCH = {"mlp": WORKS[0], "cnn": WORKS[5]}  # by the name of the network in `torch_fit`
 TORCH_LOOPS = {"PyTorch": [], "PyTorch Lightning": ["--lightning"]}
 
 
@@ -174,8 +174,8 @@ def compare_torch(folder: Path, net: str, work: Work) -> str:
     theirs, ours = work.epochs
     seconds = {}
     for name, options in TORCH_LOOPS.items():
-        peer = run_peer(folder, "torch_fit", f"--net={net}", f"--epochs={theirs}", *options)
-        seconds[name] = statistics.median(peer["epoch_seconds"])
+        stdout, _ = execute(folder, "benchmarks.torch_fit", f"--net={net}", f"--epochs={theirs}", *options)
+        seconds[name] = statistics.median(json.loads(stdout.splitlines()[-1])["epoch_seconds"])
     epochs = run_ours(folder, *work.ours, f"trainer.epochs={ours}", "seed=1")
     seconds["mnist_exp"] = statistics.median(np.diff([epoch["time"] for epoch in epochs]))
     figures = " | ".join(f"{value:.2f}" for value in seconds.values())

@@ -1,4 +1,7 @@
-"""An MLP or a CNN in PyTorch on the CPU, in float32: a loop by hand, or PyTorch Lightning (extra `bench`)."""
+"""An MLP or a CNN in PyTorch on the CPU, in float32: a loop by hand or PyTorch Lightning (extra `bench`).
+
+It is not in `peers`, whose start imports Keras: TensorFlow and PyTorch in one process may crash.
+"""
 
 import argparse
 import itertools
