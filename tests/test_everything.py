@@ -172,7 +172,7 @@ def train_presets(wanted, folder):
 
 
 # Images, epochs, learning rate of SGD: None is the optimizer and the schedule of the preset.
-WAYS = {"step": (32, 1, 0.05), "sgd": (1000, 3, 0.05)}
+WAYS: dict[str, tuple[int, int, float | None]] = {"step": (32, 1, 0.05), "sgd": (1000, 3, 0.05)}
 WAYS |= {} if SHORT else {"slow": (1000, 3, 0.001), "own": (1000, 3, None)}
 SMOOTH = ("dropout_mlp", "linear", "residual_mlp", "wide_mlp", "workshop_mlp")  # neither batch norm nor convolutions
 
@@ -197,4 +197,8 @@ def test_every_preset_trains_on_several_devices_as_on_one(wanted, tmp_path):
 
 
 if __name__ == "__main__":
-    {"options": train_options, "presets": train_presets}[sys.argv[1]](*sys.argv[2:])
+    task, *given = sys.argv[1:]
+    if task == "presets":
+        train_presets(*given)
+    else:
+        train_options(*given)
