@@ -1,4 +1,4 @@
-"""`python -m benchmarks.load`: what long sweeps and large stores cost; about half an hour.
+"""`python -m benchmarks.load`: measures the cost of long sweeps and large stores, in half an hour.
 
 - sweeps: memory, open files, threads and seconds a run of 500 runs in one process and of 200 runs in two processes,
   the runs after the 50th against the last ones.
@@ -7,7 +7,6 @@
 Written as benchmarks/results/load.md.
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ REPEATS, RUNS = 5, 10_000
 
 
 class Sample(NamedTuple):
-    """What a sweep holds at the end of a run, summed over its processes; memory in MiB."""
+    """What a sweep uses when a run ends, summed over its processes. Memory is in MiB."""
 
     memory: float
     files: int
@@ -54,10 +53,8 @@ def sample(process: psutil.Process) -> Sample:
 
 def sweep(folder: Path, overrides: Sequence[str]) -> list[Sample]:
     """Trains the runs; returns a sample at the end of each."""
-    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "mnist_exp.train", "-m", "experiment=smoke", *overrides]
-    environ = {**environment(folder), "PYTHONPATH": paths}
-    samples = []
+    environ, samples = environment(folder), []
     with (
         (folder / "errors.txt").open("w") as errors,
         subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -84,7 +81,7 @@ def sweep_row(name: str, samples: Sequence[Sample]) -> str:
 
 
 def store_rows(small: Path, large: Path) -> list[str]:
-    """Medians of the seconds from process start to exit, measured in turns."""
+    """Runs each command in both stores in turn; returns a row of median seconds, start to exit, for each command."""
     seconds: dict[tuple[str, Path], list[float]] = {}
     for number in range(REPEATS):
         for folder in (small, large):

@@ -75,8 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         execute(folder, "mnist_exp.train", "experiment=smoke")  # creates the database: once a project
-        paths = str(Path(__file__).parent.parent)
-        settings: dict[str, Any] = {"cwd": folder, "env": {**environment(folder), "PYTHONPATH": paths}, "text": True}
+        settings: dict[str, Any] = {"cwd": folder, "env": environment(folder), "text": True}
         print(subprocess.run([sys.executable, "-c", TIMED], capture_output=True, check=True, **settings).stdout)
         start_up(settings)
         memory(folder, settings)

@@ -114,18 +114,19 @@ def at_least(bar: float, work: str, peer: float, ours: float, note: str) -> Row:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """A store of the benchmark's own; everything else as the user has it."""
-    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    """A store of the benchmark's own, and this checkout's code; everything else as the user has it."""
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": paths}
+    return {**os.environ, **own}
 
 
 def execute(folder: Path, module: str, *arguments: str) -> tuple[str, float]:
     """Run `python -m module` in `folder`; its standard output and the seconds from start to exit."""
-    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
-        env={**environment(folder), "PYTHONPATH": paths},
+        env=environment(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -135,10 +136,15 @@ def execute(folder: Path, module: str, *arguments: str) -> tuple[str, float]:
     return done.stdout, time.perf_counter() - began
 
 
-def run_peer(folder: Path, name: str, *arguments: str) -> dict:
-    """The figures that a peer prints as its last line."""
-    stdout, _ = execute(folder, f"benchmarks.peers.{name}", *arguments)
+def figures(folder: Path, module: str, *arguments: str) -> dict:
+    """Runs `python -m module`; returns the figures that it prints as its last line."""
+    stdout, _ = execute(folder, module, *arguments)
     return json.loads(stdout.splitlines()[-1])
+
+
+def run_peer(folder: Path, name: str, *arguments: str) -> dict:
+    """The figures of one of `benchmarks.peers`."""
+    return figures(folder, f"benchmarks.peers.{name}", *arguments)
 
 
 def run_ours(folder: Path, *overrides: str) -> list[dict]:
@@ -149,12 +155,17 @@ def run_ours(folder: Path, *overrides: str) -> list[dict]:
     return [record for record in records if "train_loss" in record]
 
 
+def epoch_seconds(epochs: Sequence[dict]) -> float:
+    """The median seconds from the end of one epoch to the end of the next."""
+    return float(statistics.median(np.diff([epoch["time"] for epoch in epochs])))
+
+
 def compare(folder: Path, work: Work, *, quick: bool, peak: float) -> Row:
     """One row: peer, then ours."""
     theirs, ours = (max(3, epochs // 2) if quick else epochs for epochs in work.epochs)
     peer = run_peer(folder, *work.peer, f"--epochs={theirs}")
     epochs = run_ours(folder, *work.ours, f"trainer.epochs={ours}")
-    seconds = statistics.median(np.diff([epoch["time"] for epoch in epochs]))
+    seconds = epoch_seconds(epochs)
     rate = statistics.median(epoch["images_per_second"] for epoch in epochs[1:])
     note = f"{rate:,.0f} images/s, {work.flops * rate / peak:.0%} of peak"
     return at_least(work.bar, work.name, statistics.median(peer["epoch_seconds"]), seconds, note)
@@ -170,16 +181,15 @@ def compare_jax(folder: Path, name: str, hidden: list[int], most: float) -> Row:
 
 
 def compare_torch(folder: Path, net: str, work: Work) -> str:
-    """A row: the median seconds of an epoch of each side, and which is the fastest."""
+    """Trains one network in PyTorch, in Lightning and here; returns a row with the median seconds of an epoch."""
     theirs, ours = work.epochs
     seconds = {}
     for name, options in TORCH_LOOPS.items():
-        stdout, _ = execute(folder, "benchmarks.torch_fit", f"--net={net}", f"--epochs={theirs}", *options)
-        seconds[name] = statistics.median(json.loads(stdout.splitlines()[-1])["epoch_seconds"])
-    epochs = run_ours(folder, *work.ours, f"trainer.epochs={ours}", "seed=1")
-    seconds["mnist_exp"] = statistics.median(np.diff([epoch["time"] for epoch in epochs]))
-    figures = " | ".join(f"{value:.2f}" for value in seconds.values())
-    return f"| {work.name} | {figures} | {min(seconds, key=seconds.__getitem__)} |"
+        peer = figures(folder, "benchmarks.torch_fit", f"--net={net}", f"--epochs={theirs}", *options)
+        seconds[name] = statistics.median(peer["epoch_seconds"])
+    seconds["mnist_exp"] = epoch_seconds(run_ours(folder, *work.ours, f"trainer.epochs={ours}", "seed=1"))
+    cells = " | ".join(f"{value:.2f}" for value in seconds.values())
+    return f"| {work.name} | {cells} | {min(seconds, key=seconds.__getitem__)} |"
 
 
 def compare_processes(folder: Path) -> list[Row]:

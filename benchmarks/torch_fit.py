@@ -1,4 +1,4 @@
-"""An MLP or a CNN in PyTorch on the CPU, in float32: a loop by hand or PyTorch Lightning (extra `bench`).
+"""Trains an MLP or a CNN in PyTorch on the CPU, in float32, by hand or with PyTorch Lightning (extra `bench`).
 
 It is not in `peers`, whose start imports Keras: TensorFlow and PyTorch in one process may crash.
 """
@@ -62,7 +62,7 @@ class Module(lightning.LightningModule):
 
 
 def with_lightning(net, optimizer, train, validation, settings):
-    """Ends of the epochs and the validation accuracy."""
+    """Returns when each epoch ended, and the validation accuracy."""
     module = Module(net, optimizer)
     trainer = lightning.Trainer(
         max_epochs=settings.epochs,
@@ -82,7 +82,10 @@ def with_lightning(net, optimizer, train, validation, settings):
 
 
 def by_hand(net, optimizer, train, validation, settings):
-    """Ends of the epochs and the validation accuracy; indexes the whole tensors, which is faster than a DataLoader."""
+    """Returns when each epoch ended, and the validation accuracy.
+
+    It indexes the whole tensors, which is faster than a DataLoader.
+    """
     images, labels = train
     ends = []
     for _ in range(settings.epochs):
