@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 class Grid(BasicSweeper):
     """`hydra/sweeper=grid`: Hydra's own sweeper, which also pairs the values of keys with the same tag.
 
-    It lacks Hydra's check of each job, which `SweepCallback` has made.
+    It skips Hydra's own check of each job, because `SweepCallback` has checked all jobs.
     """
 
     @staticmethod

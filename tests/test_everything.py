@@ -103,7 +103,10 @@ def several(*numbers):
 
 
 def in_a_process(task, *given, wanted):
-    """What the task prints; skips the test if the machine lacks the GPUs. TensorFlow fixes a process's devices."""
+    """Runs a task in its own process, as TensorFlow cannot change devices later; returns what the task prints.
+
+    Skips the test if the machine has too few GPUs.
+    """
     kind, _, number = wanted.partition(":")
     found = len(tf.config.list_physical_devices("GPU"))
     if kind == "gpu" and found < int(number or 1):
@@ -180,7 +183,7 @@ SMOOTH = ("dropout_mlp", "linear", "residual_mlp", "wide_mlp", "workshop_mlp")  
 @pytest.mark.slow
 @several(2) if SHORT else several(2, 4)
 def test_every_preset_trains_on_several_devices_as_on_one(wanted, tmp_path):
-    """After one step all weights agree. Later the rounding of some networks grows, also on one device."""
+    """After one step all weights agree. Later, rounding errors grow in some networks, on one device too."""
     for name in ("cpu", wanted):
         (tmp_path / name).mkdir()
         in_a_process("presets", name, str(tmp_path / name), wanted=wanted)

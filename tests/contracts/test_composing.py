@@ -27,7 +27,7 @@ def _in_conf():
 
 
 def both(*arguments):
-    """The whole config that the call composes, as text: that of the job and Hydra's own."""
+    """The config of the job and Hydra's own config, both as YAML."""
     config = compose_job("train", *arguments)
     return OmegaConf.to_yaml(config), OmegaConf.to_yaml(HydraConfig.instance().cfg.hydra)
 

@@ -210,7 +210,7 @@ def test_one_table_is_split(tmp_path):
         f"{path}: has no test set; 10 of its 40 images, a fixed fifth of each class, are the test set",
     )
     assert np.bincount(own.test.labels).tolist() == [1] * 10
-    # Always these, or later runs would be tested on other images than earlier ones.
+    # These must never change: otherwise later runs would have other test images than earlier runs.
     np.testing.assert_array_equal(own.test.images, CONTENT["x_train"][20:30, ..., None])
     other = data.file(path=str(path), split_seed=1)
     np.testing.assert_array_equal(other.test.images, own.test.images)
@@ -287,7 +287,7 @@ def test_one_folder_of_classes_is_split(tmp_path):
     shutil.rmtree(tmp_path / "val")
     own = data.file(path=str(tmp_path))
     assert np.bincount(own.test.labels).tolist() == [1] * 10
-    # Always these, or later runs would be tested on other images than earlier ones.
+    # These must never change: otherwise later runs would have other test images than earlier runs.
     np.testing.assert_array_equal(own.test.images, CONTENT["x_train"][20:30, ..., None])
     assert "has no test set; 10 of its 40 images" in own.warnings[0]
 
